@@ -1,0 +1,82 @@
+"""Fixtures of all tests: the kind of overlay, a stack of layer directories, a mount that is always removed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Kind, Mount, MountFactory, Stack, make_stack
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --long."""
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="the long forms: more entries, more time, more steps",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers of these tests."""
+    config.addinivalue_line(
+        "markers",
+        "lowers(count): how many lower layers the stack fixture has (default 1)",
+    )
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form of a test is asked for."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(params=list(Kind), ids=[kind.value for kind in Kind])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Whose overlay: every test that asks for it runs on the kernel's and on ours."""
+    assert isinstance(request.param, Kind)
+    return request.param
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A fresh directory that other users may pass through; removed afterwards, its mounts must be gone by then."""
+    directory = Path(tempfile.mkdtemp(prefix="overlay-"))
+    directory.chmod(0o755)
+    old_umask = os.umask(0o022)
+    yield directory
+    os.umask(old_umask)
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def stack(request: pytest.FixtureRequest, base: Path) -> Stack:
+    """Layer directories below `base`, with as many lowers as the mark `lowers` says."""
+    mark = request.node.get_closest_marker("lowers")
+    return make_stack(base, lowers=mark.args[0] if mark else 1)
+
+
+@pytest.fixture
+def mount_overlay(kind: Kind, stack: Stack) -> Iterator[MountFactory]:
+    """A factory of live mounts: mount_overlay(*options, stack=, kind=, read_only=, cwd=) -> Mount; all are removed."""
+    mounts: list[Mount] = []
+    fixture_kind, fixture_stack = kind, stack
+
+    def mount(
+        *options: str,
+        stack: Stack = fixture_stack,
+        kind: Kind = fixture_kind,
+        read_only: bool = False,
+        cwd: Path | None = None,
+    ) -> Mount:
+        overlay = Mount(kind, stack, *options, read_only=read_only, cwd=cwd)
+        mounts.append(overlay)
+        overlay.mount()
+        return overlay
+
+    yield mount
+    for overlay in reversed(mounts):
+        overlay.remove()

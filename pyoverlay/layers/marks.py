@@ -82,7 +82,7 @@ def is_aufs_mark(name: bytes) -> bool:
 
 
 def aufs_hidden_name(name: bytes) -> bytes | None:
-    """Return the name that an entry `name` hides; None when it hides none, as AUFS's own files and ``.wh.``."""
+    """Return the name that an entry `name` hides; None when it hides none, like AUFS's own files."""
     if not name.startswith(AUFS_PREFIX) or name.startswith(_AUFS_META):
         return None
     return name.removeprefix(AUFS_PREFIX) or None
@@ -100,7 +100,7 @@ OPAQUE_ATTRIBUTES: Final = (
 def is_opaque(attribute: bytes, value: bytes) -> bool:
     """Whether `value` of one of `OPAQUE_ATTRIBUTES` makes the directory opaque: nothing below it shows.
 
-    The kernel wants exactly ``y`` (fs/overlayfs/util.c: ovl_get_dir_xattr_val), fuse-overlayfs a ``y`` in front.
+    The kernel wants exactly ``y`` (fs/overlayfs/util.c: ovl_get_dir_xattr_val), fuse-overlayfs a leading ``y``.
     """
     return value.startswith(b"y") if attribute == _FUSE_OVERLAYFS_OPAQUE else value == b"y"
 
@@ -133,8 +133,9 @@ class Redirect:
 def parse_redirect(value: bytes) -> Redirect:
     """Read the mark ``redirect``.
 
-    As in the kernel, a NUL byte ends the value (fs/overlayfs/util.c: ovl_get_redirect_xattr). ``.`` and ``..``
-    are refused as malformed, so that no redirect leaves its layer; the kernel's lookup answers EACCES to them.
+    As in the kernel, a NUL byte ends the value (fs/overlayfs/util.c: ovl_get_redirect_xattr). ``.``, ``..`` and
+    a name of no bytes are refused here, so that no redirect leaves its layer; the kernel's lookup refuses them
+    with EACCES.
 
     Args:
         value: the attribute's value.
@@ -242,8 +243,8 @@ def is_own_attribute(dialect: Dialect, name: bytes) -> bool:
 def to_disk(dialect: Dialect, name: bytes) -> bytes:
     """Return where a user's attribute is kept (fs/overlayfs/xattrs.c: ovl_xattr_escape_name).
 
-    A name that looks like a mark of ours is kept under another, so that an overlay can be stored in an overlay:
-    ``trusted.overlay.X`` as ``trusted.overlay.overlay.X``.
+    A name that looks like a mark of ours is kept under another, so that an overlay can be stored in an
+    overlay: ``trusted.overlay.X`` as ``trusted.overlay.overlay.X``.
 
     Args:
         dialect: the mount's.
@@ -253,7 +254,7 @@ def to_disk(dialect: Dialect, name: bytes) -> bytes:
         Its name in the layers.
 
     Raises:
-        OSError: EINVAL, when the name is the bare prefix; EOPNOTSUPP, when the escaped name would be too long.
+        OSError: EINVAL when the name is the bare prefix, EOPNOTSUPP when the escaped name would be too long.
     """
     if not name.startswith(dialect.prefix):
         return name

@@ -1,0 +1,89 @@
+"""How do mount(8), fstab and container engines ask for a mount?
+
+As with fuse-overlayfs: ``pyoverlay [-f] [-d] [-o OPTIONS]... [SOURCE] TARGET``, flags and words in any
+order, ``-oOPTIONS`` in one word too.  The last word is the target.  What we don't know is warned about and
+ignored, as callers pass what other file systems understand.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from pyoverlay import __version__
+from pyoverlay.cli import COMMANDS, MOUNT_PROGRAM_NAMES, arguments, program_name
+from pyoverlay.cli.mount import default_options, mount
+from pyoverlay.options import OptionError, parse_options
+
+_SUMMARY: Final = (
+    "Stack directories and show them as one tree, with changes kept apart: an overlay file system."
+)
+
+
+def main(words: list[str]) -> int:
+    """Mount as asked, or print the version or the help.
+
+    Returns 0 when the mount is live.  Raises OverlayError when it can't be.
+    """
+    if not words:
+        _parser().print_help(sys.stderr)
+        return 1
+    asked, unknown = _parser().parse_known_intermixed_args(words)
+    if asked.version:
+        print(f"pyoverlay {__version__}")
+        return 0
+    for word in unknown:
+        _ignore(word)
+    if not asked.words:
+        raise OptionError("no mount point is given; see 'pyoverlay --help'")
+    if not asked.options:
+        raise OptionError(
+            f"'{asked.words[0]}' is not a command ({', '.join(COMMANDS)}), "
+            "and a mount needs -o lowerdir=...; see 'pyoverlay --help'"
+        )
+    privileged, defaults = default_options()
+    options = parse_options([*defaults, *asked.options], unknown=_ignore, privileged=privileged)
+    program = program_name()
+    if program.startswith("mount.") and asked.foreground:
+        return 0  # mount(8)'s helpers are told with -f to do everything but mount.
+    mount(
+        options,
+        asked.words[-1],
+        foreground=asked.foreground,
+        debug=asked.debug,
+        name=program if program in MOUNT_PROGRAM_NAMES else "pyoverlay",
+    )
+    return 0
+
+
+def _parser() -> arguments.ArgumentParser:
+    commands = "\n".join(f"  {name:<10}{summary}" for name, (_module, summary) in COMMANDS.items())
+    parser = arguments.ArgumentParser(
+        "",
+        _SUMMARY,
+        f"commands:\n{commands}\n\n'pyoverlay COMMAND --help' tells more; "
+        "'pyoverlay mount --help' lists the options for -o.",
+    )
+    parser.usage = (
+        "pyoverlay COMMAND ...\n"
+        "       pyoverlay [-f] [-d] [-o OPTIONS]... [SOURCE] TARGET    (for mount(8) and container engines)"
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="TARGET", help="the directory to mount on; a source before it is ignored"
+    )
+    parser.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="mount options"
+    )
+    parser.add_argument(
+        "-f", dest="foreground", action="store_true", help="serve until unmounted or signalled"
+    )
+    parser.add_argument("-d", "--debug", action="store_true", help="log every request")
+    parser.add_argument("-V", "--version", action="store_true", help="print the version")
+    # mount(8) passes these with a value, which must not be taken for the target.
+    for flag in ("-t", "-N"):
+        parser.add_argument(flag, help="ignored, for mount(8)")
+    return parser
+
+
+def _ignore(option: str) -> None:
+    print(f"pyoverlay: unknown argument ignored: {option}", file=sys.stderr)

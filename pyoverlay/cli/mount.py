@@ -1,0 +1,107 @@
+"""``pyoverlay mount``: how is a mount asked for by a person?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from pyoverlay.cli import arguments
+from pyoverlay.options import MountOptions, parse_options
+
+_EPILOG: Final = r"""
+Without an upper directory the mount is read-only.
+
+options for -o, separated by commas:
+  lowerdir=A:B:C          lower directories, the topmost first; \: is a colon in a name
+  upperdir=DIR            takes the changes
+  workdir=DIR             empty, on the upper's file system
+  ro rw suid nosuid dev nodev exec noexec atime noatime
+                          as in mount(8)
+  allow_other             other users may use the mount (root's default)
+  default_permissions     the kernel checks permissions (always the default)
+  userxattr               marks are user.overlay.* extended attributes instead of trusted.overlay.*
+                          (always so for whoever isn't root)
+  volatile, fsync=volatile
+                          sync nothing; after a crash the upper is refused
+  fsync=auto|strict       sync copied-up files before they appear; strict: directories as well
+  noacl                   no POSIX access control lists
+  xino=off|auto|on        inode numbers when layers lie on several file systems
+  redirect_dir=off|nofollow|follow
+                          whether redirects that others wrote are followed
+  timeout=SECONDS         how long the kernel may keep answers (default: for good)
+  fast_path=on|off        answer simple requests at once
+  index=off metacopy=off context=LABEL
+                          accepted, and change nothing
+"""
+
+_FULL_UID_MAP: Final = ["0", "0", "4294967295"]
+_CAP_SYS_ADMIN: Final = 21
+
+
+def main(words: list[str]) -> int:
+    """Mount, and return 0 when the mount is live (in the foreground: when it has ended).
+
+    Raises OverlayError when it can't be; nothing is mounted or created then.
+    """
+    parser = arguments.ArgumentParser(
+        "mount", "Stack directories and show them as one tree at TARGET.", _EPILOG
+    )
+    parser.add_argument("target", metavar="TARGET", help="the directory to mount on")
+    parser.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see below"
+    )
+    arguments.add_layers(parser)
+    parser.add_argument("-f", "--foreground", action="store_true", help="serve until unmounted or signalled")
+    parser.add_argument("-d", "--debug", action="store_true", help="log every request")
+    parser.add_argument("--log", metavar="FILE", help="where the daemon logs to (default: syslog)")
+    asked = parser.parse_args(words)
+    privileged, defaults = default_options()
+    options = parse_options(
+        [*defaults, *asked.options],
+        unknown=None,
+        privileged=privileged,
+        lower=asked.lower,
+        upper=asked.upper,
+        work=asked.work,
+    )
+    mount(options, asked.target, foreground=asked.foreground, debug=asked.debug, log=asked.log)
+    return 0
+
+
+def mount(
+    options: MountOptions,
+    target: str,
+    *,
+    foreground: bool,
+    debug: bool,
+    log: str | None = None,
+    name: str = "pyoverlay",
+) -> None:
+    """Hand a mount to the session; see `pyoverlay.fuse.session.mount`."""
+    # Needs trio and libfuse, for which a wrong option or --help must not wait.
+    from pyoverlay.fuse import session  # noqa: PLC0415
+
+    session.mount(options, target, foreground=foreground, debug=debug, log=log, name=name)
+
+
+def default_options() -> tuple[bool, list[str]]:
+    """Tell what holds before any option is read.
+
+    Returns:
+        Whether trusted.overlay.* marks and mount(2) are ours (CAP_SYS_ADMIN in the initial user namespace),
+        and words that go before the user's.  Root of a user namespace can't have the former, but serves
+        other users as root does, and its suid bits and devices hold within the namespace only.
+    """
+    if _is_administrator():
+        return True, []
+    return False, ["allow_other,suid,dev"] if os.geteuid() == 0 else []
+
+
+def _is_administrator() -> bool:
+    if Path("/proc/self/uid_map").read_text(encoding="ascii").split() != _FULL_UID_MAP:
+        return False
+    for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return False

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the kind of overlay, a stack of layer directories, a mount that is always removed."""
+"""Fixtures of all tests: the kind of overlay, a stack of layers, a mount that is always removed."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture
 def base() -> Iterator[Path]:
-    """A fresh directory that other users may pass through; removed afterwards, its mounts must be gone by then."""
+    """A fresh directory that other users may pass through; removed afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="overlay-"))
     directory.chmod(0o755)
     old_umask = os.umask(0o022)
@@ -61,7 +61,7 @@ def stack(request: pytest.FixtureRequest, base: Path) -> Stack:
 
 @pytest.fixture
 def mount_overlay(kind: Kind, stack: Stack) -> Iterator[MountFactory]:
-    """A factory of live mounts: mount_overlay(*options, stack=, kind=, read_only=, cwd=) -> Mount; all are removed."""
+    """A factory of live mounts, called as `(*options, stack=, kind=, read_only=, cwd=)`; all are removed."""
     mounts: list[Mount] = []
     fixture_kind, fixture_stack = kind, stack
 

@@ -1,11 +1,11 @@
-"""What the tests stand on: layer directories, mounts of either kind, snapshots of trees, processes of other users."""
+"""What the tests stand on: layers, mounts of either kind, snapshots of trees, other users' processes."""
 
 from tests.harness.errors import fails_with
 from tests.harness.mounting import (
     Kind,
     Mount,
     MountFactory,
-    MountRefused,
+    MountRefusedError,
     pyoverlay_only,
 )
 from tests.harness.processes import in_child, run_as
@@ -17,7 +17,7 @@ __all__ = [
     "Kind",
     "Mount",
     "MountFactory",
-    "MountRefused",
+    "MountRefusedError",
     "Stack",
     "fails_with",
     "in_child",

@@ -1,4 +1,4 @@
-"""The system calls that tests need and Python's os module lacks, as thin as they can be; errors are OSError."""
+"""The system calls that tests need and Python's os module lacks, kept thin; errors are OSError."""
 
 import ctypes
 import errno

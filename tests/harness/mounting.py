@@ -3,6 +3,7 @@
 It knows pyoverlay only from outside: its command line, and the daemon's answer to inspect.
 """
 
+import contextlib
 import enum
 import os
 import select
@@ -20,7 +21,7 @@ from tests.harness.stack import Stack
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# No mount of a test lives longer than this: a daemon that hangs is killed, and its callers get an error, not a wait.
+# No mount of a test lives longer than this: a hanging daemon is killed, its callers get an error.
 LIMIT_SECONDS = 300
 
 _FLAGS = {
@@ -43,7 +44,7 @@ class Kind(enum.Enum):
 pyoverlay_only = pytest.mark.parametrize("kind", [Kind.PYOVERLAY], ids=[Kind.PYOVERLAY.value])
 
 
-class MountRefused(Exception):
+class MountRefusedError(Exception):
     """The mount failed. `number` is the errno (kernel only), the text is what the program said."""
 
     def __init__(self, text: str, number: int | None = None) -> None:
@@ -54,7 +55,7 @@ class MountRefused(Exception):
 class Mount:
     """One overlay mount of `stack`, not mounted yet: call mount(), or use it in a with block.
 
-    options: further mount options, one each; `lowerdir=`, `upperdir=` and `workdir=` among them replace the stack's.
+    options: further mount options, one each; `lowerdir=`, `upperdir=`, `workdir=` replace the stack's.
     read_only: mount without upper and work directory. cwd: where relative paths in options start.
     """
 
@@ -84,7 +85,7 @@ class Mount:
         self.remove()
 
     def mount(self) -> None:
-        """Mount it. Raises MountRefused with nothing mounted."""
+        """Mount it. Raises MountRefusedError with nothing mounted."""
         if self.kind is Kind.KERNEL:
             self._mount_kernel()
         else:
@@ -111,7 +112,7 @@ class Mount:
 
     def inspect(self) -> dict[str, Any]:
         """The daemon's own account of this mount (pyoverlay only): options, pid, requests by operation."""
-        from pyoverlay.fuse import control
+        from pyoverlay.fuse import control  # noqa: PLC0415 - runs on the kernel alone need no pyoverlay
 
         return dict(control.inspect(str(self.path)))
 
@@ -148,7 +149,7 @@ class Mount:
                 os.chdir(self.cwd)
             libc.mount("overlay", self.path, "overlay", flags, ",".join(data))
         except OSError as error:
-            raise MountRefused(str(error), error.errno) from error
+            raise MountRefusedError(str(error), error.errno) from error
         finally:
             os.chdir(here)
 
@@ -174,9 +175,9 @@ class Mount:
             )
         except subprocess.TimeoutExpired as error:
             self._remove_by_force()
-            raise MountRefused(f"pyoverlay mount did not return within {error.timeout} s") from error
+            raise MountRefusedError(f"pyoverlay mount did not return within {error.timeout} s") from error
         if result.returncode != 0:
-            raise MountRefused(os.fsdecode(result.stderr).strip() or f"exit status {result.returncode}")
+            raise MountRefusedError(os.fsdecode(result.stderr).strip() or f"exit status {result.returncode}")
         pid = int(self.inspect()["pid"])
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
@@ -200,15 +201,12 @@ class Mount:
 
     def _remove_by_force(self) -> None:
         for connection in _connections(self.path):
-            try:
+            # No such connection any more, or no fusectl mounted: the daemon's end aborts it as well.
+            with contextlib.suppress(OSError):
                 connection.joinpath("abort").write_text("1")
-            except OSError:
-                pass  # no such connection any more, or fusectl isn't mounted: the daemon's end aborts it as well
         if self._pidfd is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         while _connections(self.path) or os.path.ismount(self.path):
             libc.umount(self.path, libc.MNT_DETACH)
 

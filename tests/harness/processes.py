@@ -12,8 +12,8 @@ Result = TypeVar("Result")
 def in_child(call: Callable[[], Result]) -> Result:
     """Run `call` in a forked child and return its (picklable) result, or raise what it raised.
 
-    Anything that can hang the interpreter goes here, a mapped page of a mount above all: a page fault waits with
-    the interpreter's lock held.
+    Anything that can hang the interpreter goes here, a mapped page of a mount above all: a page fault
+    waits with the interpreter's lock held.
     """
     return _fork(call, lambda: None)
 
@@ -26,7 +26,7 @@ def run_as(
     groups: Sequence[int] = (),
     umask: int | None = None,
 ) -> Result:
-    """Run `call` in a forked child as user `uid` without any capability; return its result or raise its error.
+    """Run `call` in a forked child as user `uid` without capabilities; return its result or raise its error.
 
     gid: the child's group, `uid` when None; groups: its supplementary groups; umask: as inherited when None.
     """

@@ -9,11 +9,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a tree. Fields that a directory's layout or history decides are None where they can't be compared.
+    """One object of a tree. What can't be compared between two trees is None.
 
-    kind: file type bits (stat.S_IFMT); mode: permission bits with suid, sgid and sticky; size in bytes (None for
-    directories); mtime in nanoseconds; rdev only for devices; target only for symlinks; digest only for regular files;
-    identity: (inode number, ctime, atime) when the snapshot was taken with exact=True.
+    kind: file type bits (stat.S_IFMT); mode: permission bits with suid, sgid and sticky; size in bytes and
+    nlink: not for directories; mtime in nanoseconds; rdev: only for devices; target: only for symlinks;
+    digest: only for regular files; identity: (inode number, ctime, atime) if the snapshot is exact.
     """
 
     kind: int
@@ -40,8 +40,8 @@ def snapshot(
 ) -> dict[bytes, Entry]:
     """Walk `root` and return {path relative to it: Entry}, the root itself as b".".
 
-    times: with modification times; nlink: with the link counts of what isn't a directory; xattrs: with extended
-    attributes; exact: with inode numbers, ctimes and atimes as well, to prove that a layer was not touched at all.
+    times: with modification times; nlink: with the link counts of what isn't a directory; xattrs: with
+    extended attributes; exact: with inode numbers, ctimes, atimes, to prove that a layer was not touched.
     Reading disturbs no atime. Deep trees are walked by descriptors, so paths beyond PATH_MAX are fine.
     """
     picture: dict[bytes, Entry] = {}

@@ -1,0 +1,102 @@
+"""How do layers get their contents and marks, and how does a test read the marks in an upper?"""
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+OPAQUE = "trusted.overlay.opaque"
+WHITEOUT = "trusted.overlay.whiteout"
+ACCESS_ACL = "system.posix_acl_access"
+DEFAULT_ACL = "system.posix_acl_default"
+CAPABILITY = "security.capability"
+
+# CAP_NET_RAW, permitted and effective: what ping carries (struct vfs_cap_data, revision 2).
+NET_RAW = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
+
+_NO_ID = 0xFFFFFFFF
+
+
+def make_file(path: Path, content: str | bytes = b"", mode: int = 0o644) -> Path:
+    """Write a file with exactly this mode, its missing parents with it; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    path.chmod(mode)
+    return path
+
+
+def make_directory(path: Path, mode: int = 0o755) -> Path:
+    """Make a directory with exactly this mode, its missing parents with it; return its path."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(mode)
+    return path
+
+
+def make_symlink(path: Path, target: str) -> Path:
+    """Make a symlink, its missing parents with it; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+def make_whiteout(path: Path) -> None:
+    """Put a whiteout as the kernel writes it, a 0/0 character device, into a layer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mknod(path, stat.S_IFCHR | 0o000, os.makedev(0, 0))
+
+
+def make_xattr_whiteout(path: Path) -> None:
+    """Put a whiteout of nested overlays into a lower: a marked empty file in a directory marked `x`."""
+    make_file(path)
+    os.setxattr(path, WHITEOUT, b"y")
+    os.setxattr(path.parent, OPAQUE, b"x")
+
+
+def make_opaque(directory: Path, attribute: str = OPAQUE) -> Path:
+    """Make a directory opaque (and the directory itself if it is missing); return its path."""
+    make_directory(directory)
+    os.setxattr(directory, attribute, b"y")
+    return directory
+
+
+def is_whiteout(path: Path) -> bool:
+    """Whether a layer holds a whiteout device at `path`."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def is_opaque(directory: Path) -> bool:
+    """Whether a directory of a layer carries the kernel's opaque mark."""
+    return attribute(directory, OPAQUE) == b"y"
+
+
+def attribute(path: Path | bytes, name: str) -> bytes | None:
+    """An extended attribute of `path` itself, None when it has none of that name."""
+    if name not in os.listxattr(path, follow_symlinks=False):
+        return None
+    return os.getxattr(path, name, follow_symlinks=False)
+
+
+def names(directory: Path) -> list[str]:
+    """The sorted names in a directory."""
+    return sorted(os.listdir(directory))
+
+
+def posix_acl(
+    owner: int, group: int, other: int, users: dict[int, int] | None = None, mask: int = 7
+) -> bytes:
+    """An ACL in the form of system.posix_acl_* (struct posix_acl_xattr_header, version 2).
+
+    owner, group, other, mask: permission bits 0-7; users: further users' permissions by uid. Without `users`
+    there is no mask entry: such an ACL says the same as a mode.
+    """
+    entries = [(0x01, owner, _NO_ID)]
+    entries += [(0x02, permissions, uid) for uid, permissions in sorted((users or {}).items())]
+    entries += [(0x04, group, _NO_ID)]
+    if users:
+        entries += [(0x10, mask, _NO_ID)]
+    entries += [(0x20, other, _NO_ID)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)

@@ -100,7 +100,7 @@ OPAQUE_ATTRIBUTES: Final = (
 def is_opaque(attribute: bytes, value: bytes) -> bool:
     """Whether `value` of one of `OPAQUE_ATTRIBUTES` makes the directory opaque: nothing below it shows.
 
-    The kernel wants exactly ``y`` (fs/overlayfs/util.c: ovl_get_dir_xattr_val), fuse-overlayfs a leading ``y``.
+    The kernel wants just ``y`` (fs/overlayfs/util.c: ovl_get_dir_xattr_val), fuse-overlayfs a leading ``y``.
     """
     return value.startswith(b"y") if attribute == _FUSE_OVERLAYFS_OPAQUE else value == b"y"
 
@@ -133,9 +133,9 @@ class Redirect:
 def parse_redirect(value: bytes) -> Redirect:
     """Read the mark ``redirect``.
 
-    As in the kernel, a NUL byte ends the value (fs/overlayfs/util.c: ovl_get_redirect_xattr). ``.``, ``..`` and
-    a name of no bytes are refused here, so that no redirect leaves its layer; the kernel's lookup refuses them
-    with EACCES.
+    As in the kernel, a NUL byte ends the value (fs/overlayfs/util.c: ovl_get_redirect_xattr). Names that are
+    empty, ``.`` or ``..`` are refused here, so that no redirect leaves its layer; the kernel's lookup refuses
+    them with EACCES.
 
     Args:
         value: the attribute's value.

@@ -30,6 +30,7 @@ class _Tag(enum.IntEnum):
     OTHER = 0x20
 
 
+_TAGS: Final = frozenset(_Tag)
 _NAMED: Final = frozenset({_Tag.USER, _Tag.GROUP})
 _REQUIRED: Final = (_Tag.USER_OBJ, _Tag.GROUP_OBJ, _Tag.OTHER)
 
@@ -97,10 +98,7 @@ def _parse(acl: bytes) -> list[_Entry]:
     (version,) = _HEADER.unpack_from(acl)
     if version != _VERSION:
         raise ValueError(f"ACL of version {version}, not {_VERSION}")
-    entries = [
-        _Entry(_Tag(tag), permissions, identity)
-        for tag, permissions, identity in _ENTRY.iter_unpack(acl[_HEADER.size :])
-    ]
+    entries = [_entry(*fields) for fields in _ENTRY.iter_unpack(acl[_HEADER.size :])]
     tags = [entry.tag for entry in entries]
     if tags != sorted(tags):
         raise ValueError("the entries of an ACL are out of order")
@@ -108,9 +106,13 @@ def _parse(acl: bytes) -> list[_Entry]:
         raise ValueError("an ACL needs one entry each for owner, group and others")
     if tags.count(_Tag.MASK) > 1 or (_Tag.MASK not in tags and not _NAMED.isdisjoint(tags)):
         raise ValueError("an ACL that names users or groups needs one mask")
-    if any(entry.permissions & ~_PERMISSIONS for entry in entries):
-        raise ValueError("an ACL grants more than read, write and execute")
     return entries
+
+
+def _entry(tag: int, permissions: int, identity: int) -> _Entry:
+    if tag not in _TAGS or permissions & ~_PERMISSIONS:
+        raise ValueError(f"an ACL has an entry of tag {tag:#x} with permissions {permissions:#o}")
+    return _Entry(_Tag(tag), permissions, identity)
 
 
 def _format(entries: list[_Entry]) -> bytes:

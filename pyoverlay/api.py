@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, cast
 
 from pyoverlay.fuse import control, device
 from pyoverlay.layers.changes import Change, ChangeKind, find_changes
@@ -162,8 +162,9 @@ def changes(path: AnyPath, lower: Sequence[AnyPath] | None = None) -> list[Chang
 
     Args:
         path: the directory that a pyoverlay is mounted on, or an upper directory.
-        lower: the upper's lowers, topmost first.  When None, they are those of the mount, or of a live mount that
-            uses the upper; if there is none, only the marks in the upper can tell, see `find_changes`.
+        lower: the upper's lowers, topmost first.  When None, they are those of the mount, or of a live mount
+            that uses the upper; if there is none, only the marks in the upper can tell, see
+            `pyoverlay.layers.changes.find_changes`.
 
     Returns:
         The changes, sorted by path.
@@ -192,9 +193,9 @@ def inspect(target: AnyPath) -> dict[str, object]:
         target: the directory that a pyoverlay is mounted on.
 
     Returns:
-        ``Name``; ``Data`` with ``LowerDir`` (joined by colons), ``UpperDir``, ``WorkDir`` (these two only of a
-        mount that has them) and ``MergedDir``; ``Options``; ``Pid`` of the daemon; ``Requests``, how many the
-        daemon served by operation; ``LayerSyscalls``, how many system calls on layers that took.
+        ``Name``; ``Data`` with ``LowerDir`` (joined by colons), ``UpperDir``, ``WorkDir`` (these two only of
+        a mount that has them) and ``MergedDir``; ``Options``; ``Pid`` of the daemon; ``Requests``, how many
+        the daemon served by operation; ``LayerSyscalls``, how many system calls on layers that took.
 
     Raises:
         OverlayError: no pyoverlay is mounted there.

@@ -7,6 +7,7 @@ What comes from Debian's mirror (the one in apt's own sources) is kept in a cach
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -78,11 +79,16 @@ class Layers:
 
 @pytest.fixture(scope="module")
 def cache() -> Path:
-    """A directory with `rootfs`, the minimal system, and `packages`, python3's packages; never written by a test."""
+    """A directory with `rootfs`, the minimal system, and `packages`, python3's packages.
+
+    The system is used in place as the bottom layer, so its digest is checked first: one that a broken run has
+    written to is made anew.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyoverlay-tests"
     architecture = _run("dpkg", "--print-architecture").strip()
     directory = home / f"debian-{SUITE}-{architecture}-{CACHE_VERSION}"
-    if not (directory / "complete").exists():
+    complete = directory / "complete"
+    if not complete.exists() or complete.read_text() != _digest(directory / "rootfs"):
         home.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix="making-", dir=home))
         try:
@@ -99,7 +105,12 @@ def _fill_cache(directory: Path) -> None:
     assert shutil.which("debootstrap", path="/usr/sbin:/usr/bin"), "install the package debootstrap"
     _run("/usr/sbin/debootstrap", "--variant=minbase", SUITE, str(directory / "rootfs"), mirror)
     _download_python(directory, mirror)
-    (directory / "complete").write_text("everything above this line of the program is there\n")
+    (directory / "complete").write_text(_digest(directory / "rootfs"))
+
+
+def _digest(tree: Path) -> str:
+    """One number for a whole tree: every attribute and every byte."""
+    return hashlib.sha256(repr(sorted(snapshot(tree).items())).encode()).hexdigest()
 
 
 def _mirror() -> str:
@@ -186,12 +197,9 @@ def layers(cache: Path) -> Iterator[Layers]:
     base = Path(tempfile.mkdtemp(prefix="overlay-debian-"))
     base.chmod(0o755)
     try:
-        bottom = base / "layer1"
-        _run("cp", "--archive", "--reflink=auto", str(cache / "rootfs"), str(bottom))
+        bottom, packages = cache / "rootfs", cache / "packages"
         snapshot(bottom)  # relatime: the first readlink of a symlink moves its atime, the following ones don't
         before = snapshot(bottom, exact=True)
-        packages = base / "packages"
-        _run("cp", "--archive", str(cache / "packages"), str(packages))
         python = _install_python(base, bottom, packages)
         changed = _change_packages(base, [python, bottom], packages)
         yield Layers(base, bottom, python, changed, packages, before)

@@ -73,8 +73,8 @@ class MountOptions:
         return self.upperdir is not None and not self.read_only
 
 
-# Spelling -> (field, value). The pairs that have no negation elsewhere (noallow_other, nodefault_permissions)
-# exist so that every MountOptions has a spelling.
+# Spelling -> (field, value). noallow_other and nodefault_permissions are ours alone: without them, not every
+# MountOptions could be written.
 _FLAGS: Final[dict[str, tuple[str, bool]]] = {
     "ro": ("read_only", True),
     "rw": ("read_only", False),
@@ -122,23 +122,9 @@ _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
 # What mount(8) and fstab pass on that concerns mount(8) and systemd, or that FUSE doesn't tell apart;
 # and the kernel's uuid=, which only chooses the f_fsid that statfs reports.
 _MOUNT_WORDS: Final = frozenset(
-    [
-        *(
-            "defaults",
-            "auto",
-            "noauto",
-            "nofail",
-            "_netdev",
-            "silent",
-            "loud",
-            "async",
-            "nomand",
-            "noiversion",
-        ),
-        *("user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup"),
-        *("relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime"),
-        *("lazytime", "nolazytime", "uuid"),
-    ]
+    "defaults auto noauto nofail _netdev silent loud async nomand noiversion "
+    "user nouser users nousers owner noowner group nogroup "
+    "relatime norelatime strictatime nostrictatime diratime nodiratime lazytime nolazytime uuid".split()
 )
 
 
@@ -352,11 +338,7 @@ def _split_at_commas(text: str) -> Iterator[str]:
 
 def _unescape(text: str) -> str:
     """Drop each backslash that escapes (fs/overlayfs/params.c: ovl_unescape; one at the end just goes)."""
-    pieces: list[str] = []
-    characters = iter(text)
-    for character in characters:
-        pieces.append(next(characters, "") if character == "\\" else character)
-    return "".join(pieces)
+    return re.sub(r"\\(.?)", r"\1", text, flags=re.DOTALL)
 
 
 def split_lowerdir(text: str) -> tuple[str, ...]:

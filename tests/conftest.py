@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Kind, Mount, MountFactory, Stack, make_stack
+from tests.harness import Entry, Kind, Mount, MountFactory, Stack, make_stack, snapshot
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,8 +61,13 @@ def stack(request: pytest.FixtureRequest, base: Path) -> Stack:
 
 @pytest.fixture
 def mount_overlay(kind: Kind, stack: Stack) -> Iterator[MountFactory]:
-    """A factory of live mounts, called as `(*options, stack=, kind=, read_only=, cwd=)`; all are removed."""
+    """A factory of live mounts, called as `(*options, stack=, kind=, read_only=, cwd=)`; all are removed.
+
+    Nothing that a test does through a mount may change a lower: the fixture compares them, unless the factory is
+    called with `check_lowers=False` (layers too big to be read twice).
+    """
     mounts: list[Mount] = []
+    before: dict[Path, dict[bytes, Entry]] = {}
     fixture_kind, fixture_stack = kind, stack
 
     def mount(
@@ -71,7 +76,11 @@ def mount_overlay(kind: Kind, stack: Stack) -> Iterator[MountFactory]:
         kind: Kind = fixture_kind,
         read_only: bool = False,
         cwd: Path | None = None,
+        check_lowers: bool = True,
     ) -> Mount:
+        if check_lowers:
+            new = [lower for lower in stack.lowers if lower not in before]
+            before.update({lower: snapshot(lower, exact=True) for lower in new})
         overlay = Mount(kind, stack, *options, read_only=read_only, cwd=cwd)
         mounts.append(overlay)
         overlay.mount()
@@ -80,3 +89,5 @@ def mount_overlay(kind: Kind, stack: Stack) -> Iterator[MountFactory]:
     yield mount
     for overlay in reversed(mounts):
         overlay.remove()
+    for lower, expected in before.items():
+        assert snapshot(lower, exact=True) == expected, f"the lower {lower} was changed"

@@ -100,3 +100,22 @@ def posix_acl(
         entries += [(0x10, mask, _NO_ID)]
     entries += [(0x20, other, _NO_ID)]
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def described(path: Path) -> dict[str, object]:
+    """What a copy-up must keep of an object besides type and content; overlay's own attributes left out."""
+    status = os.lstat(path)
+    xattrs = {
+        name: os.getxattr(path, name, follow_symlinks=False)
+        for name in os.listxattr(path, follow_symlinks=False)
+        if not name.startswith("trusted.overlay.")
+    }
+    return {
+        "mode": oct(status.st_mode),
+        "owner": (status.st_uid, status.st_gid),
+        "size": status.st_size if not stat.S_ISDIR(status.st_mode) else None,
+        "atime": status.st_atime_ns,
+        "mtime": status.st_mtime_ns,
+        "rdev": status.st_rdev,
+        "xattrs": xattrs,
+    }

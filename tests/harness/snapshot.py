@@ -13,7 +13,7 @@ class Entry:
 
     kind: file type bits (stat.S_IFMT); mode: permission bits with suid, sgid and sticky; size in bytes and
     nlink: not for directories; mtime in nanoseconds; rdev: only for devices; target: only for symlinks;
-    digest: only for regular files; identity: (inode number, ctime, atime) if the snapshot is exact.
+    digest: only for regular files; identity: (inode number, ctime) if the snapshot is exact.
     """
 
     kind: int
@@ -27,7 +27,7 @@ class Entry:
     target: bytes | None
     xattrs: tuple[tuple[bytes, bytes], ...]
     digest: str | None
-    identity: tuple[int, int, int] | None
+    identity: tuple[int, int] | None
 
 
 def snapshot(
@@ -41,7 +41,7 @@ def snapshot(
     """Walk `root` and return {path relative to it: Entry}, the root itself as b".".
 
     times: with modification times; nlink: with the link counts of what isn't a directory; xattrs: with
-    extended attributes; exact: with inode numbers, ctimes, atimes, to prove that a layer was not touched.
+    extended attributes; exact: with inode numbers and ctimes, to prove that a layer was not touched.
     Reading disturbs no atime. Deep trees are walked by descriptors, so paths beyond PATH_MAX are fine.
     """
     picture: dict[bytes, Entry] = {}
@@ -103,7 +103,7 @@ def _entry(
         target=os.readlink(path) if kind == stat.S_IFLNK else None,
         xattrs=_xattrs(path, follow) if xattrs else (),
         digest=_digest(*place) if kind == stat.S_IFREG and place is not None else None,
-        identity=(status.st_ino, status.st_ctime_ns, status.st_atime_ns) if exact else None,
+        identity=(status.st_ino, status.st_ctime_ns) if exact else None,
     )
 
 

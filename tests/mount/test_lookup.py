@@ -214,7 +214,6 @@ def test_marks_in_the_user_namespace_count_with_userxattr(stack: Stack, mount_ov
     os.setxattr(stack.lowers[0] / "d", "user.overlay.opaque", b"y")
     mount = mount_overlay("userxattr")
     assert names(mount.path / "d") == ["above"]
-    make_file(stack.lowers[1] / "e" / "below")
     (mount.path / "d" / "above").unlink()
     (mount.path / "d").rmdir()
     (mount.path / "d").mkdir()

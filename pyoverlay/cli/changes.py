@@ -10,11 +10,14 @@ from typing import Final
 from pyoverlay.cli import arguments
 
 _EPILOG: Final = """
-Each line is A (added), C (changed) or D (deleted) and a path from the root of the merged view, as docker diff
-prints them.  Of an upper whose lowers aren't known, neither by --lower nor by a live mount that uses it, only its
-marks can tell: then a file that was moved counts as changed, one that was created anew in place of a deleted one
-as added, a directory that was only copied up as changed, and what a replaced directory held isn't listed.
---json prints [{"kind": "A", "path": "/..."}, ...]; bytes that aren't UTF-8 are lone surrogates there (os.fsencode).
+Each line is A (added), C (changed) or D (deleted) and a path from the root of the merged view, as docker
+diff prints them.  Of an upper whose lowers aren't known, neither by --lower nor by a live mount that uses it,
+only its marks can tell: then a file that was moved counts as changed, one that was created anew in place of
+a deleted one as added, a directory that was only copied up as changed, and what a replaced directory held
+isn't listed.
+
+--json prints [{"kind": "A", "path": "/..."}, ...].  Bytes that aren't UTF-8 are lone surrogates there, as
+Python's os.fsencode takes them; without --json names are printed as they are.
 """
 
 

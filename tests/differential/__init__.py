@@ -1,1 +1,1 @@
-"""Differential tests: the same operations on the kernel's overlayfs and on pyoverlay, everything visible compared."""
+"""Differential tests: the same operations on the kernel's overlayfs and on pyoverlay, all compared."""

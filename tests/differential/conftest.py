@@ -19,7 +19,7 @@ PairFactory = Callable[..., Pair]
 
 @pytest.fixture(scope="session")
 def lowers() -> Iterator[list[Path]]:
-    """The lower layers, built once and shared by all tests, which must leave every byte and time of them alone."""
+    """The lower layers, built once for all tests, which must leave every byte and time of them alone."""
     base = Path(tempfile.mkdtemp(prefix="overlay-lowers-"))
     base.chmod(0o755)
     directories = [base / f"l{number}" for number in range(1, layers.LAYERS + 1)]
@@ -27,7 +27,8 @@ def lowers() -> Iterator[list[Path]]:
         directory.mkdir()
     layers.build(directories)
     for directory in directories:
-        snapshot(directory)  # relatime: the first readlink of a symlink moves its atime, the following ones don't
+        # relatime: the first readlink of a symlink moves its atime, the following ones don't
+        snapshot(directory)
     before = [snapshot(directory, exact=True) for directory in directories]
     yield directories
     after = [snapshot(directory, exact=True) for directory in directories]
@@ -37,12 +38,10 @@ def lowers() -> Iterator[list[Path]]:
 
 @pytest.fixture
 def pair(base: Path, lowers: list[Path]) -> Iterator[PairFactory]:
-    """A factory of live pairs: pair(*options, prefix=, lowers=) -> Pair; their mounts are removed at the end."""
+    """A factory of live pairs: pair(*options, prefix=, lowers=) -> Pair; their mounts are removed."""
     with ExitStack() as mounts:
 
-        def make(
-            *options: str, prefix: str = "trusted.overlay.", lowers: list[Path] = lowers
-        ) -> Pair:
+        def make(*options: str, prefix: str = "trusted.overlay.", lowers: list[Path] = lowers) -> Pair:
             directory = Path(tempfile.mkdtemp(dir=base, prefix="pair-"))
             directory.chmod(0o755)
             return mounts.enter_context(Pair(directory, lowers, *options, prefix=prefix))

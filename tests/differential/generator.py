@@ -1,9 +1,10 @@
 """A seeded script of mixed changes: which operations, in which order, on which names?
 
-The script is fixed by its seed alone: it never looks at a mount, so that the same script runs on every file system.
-It keeps a rough belief of what exists, aims half of its operations so that they should succeed and
-fires the rest at names that are wrong in every way (missing, of another type, hidden by a whiteout, not empty). That
-the belief is rough does no harm: what an operation should answer is said by the kernel's overlayfs, not by this file.
+The script is fixed by its seed alone: it never looks at a mount, so that the same script runs on every file
+system. It keeps a rough belief of what exists, aims half of its operations so that they should succeed and
+fires the rest at names that are wrong in every way (missing, of another type, hidden by a whiteout, not
+empty). That the belief is rough does no harm: what an operation should answer is said by the kernel's
+overlayfs, not by this file.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tests.harness.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOU
 _FRESH_NAMES = (b"new", b"other", b"third", b"plain", b"gone", b"one", b"sub", b"dir")
 _ATTRIBUTES = (b"user.colour", b"user.empty", b"user.note", b"trusted.secret", b"trusted.overlay.opaque")
 _IDS = (0, 1000, 1001, 65534, -1)
+_RENAME_FLAGS = {0: 10, RENAME_NOREPLACE: 4, RENAME_EXCHANGE: 5, RENAME_WHITEOUT: 1}
 _AIMED = 0.5
 """How many of the operations are aimed at names that should let them succeed."""
 
@@ -63,7 +65,7 @@ class _Generator:
         (maker,) = self._random.choices(self._makers, self._weights)
         return maker()
 
-    # --- names ------------------------------------------------------------------------------------------------------
+    # --- names ---------------------------------------------------------------------------------------------
 
     def _aims(self) -> bool:
         return self._random.random() < _AIMED
@@ -100,7 +102,7 @@ class _Generator:
     def _content(self) -> bytes:
         return self._random.randbytes(self._random.choice((0, 1, 5, 100, 5000, 70_000)))
 
-    # --- operations -------------------------------------------------------------------------------------------------
+    # --- operations ----------------------------------------------------------------------------------------
 
     def _create(self) -> Operation:
         path = self._free() if self._aims() else self._any()
@@ -117,7 +119,8 @@ class _Generator:
         return self._existing("file") if self._aims() else self._any()
 
     def _write(self) -> Operation:
-        return operations.write(self._file_or_any(), self._random.choice((0, 3, 4096, 200_000)), self._content())
+        offset = self._random.choice((0, 3, 4096, 200_000))
+        return operations.write(self._file_or_any(), offset, self._content())
 
     def _append(self) -> Operation:
         return operations.append(self._file_or_any(), self._content())
@@ -156,9 +159,7 @@ class _Generator:
 
     def _rename(self) -> Operation:
         source = self._existing("file", "directory", "symlink", "special") if self._aims() else self._any()
-        flags = self._random.choices(
-            (0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT), (10, 4, 5, 1)
-        )[0]
+        (flags,) = self._random.choices(list(_RENAME_FLAGS), list(_RENAME_FLAGS.values()))
         if self._random.random() < 0.5 and flags != RENAME_EXCHANGE:
             target = self._free()
         else:
@@ -260,7 +261,7 @@ class _Belief:
             del self._kinds[name]
 
     def move(self, source: bytes, target: bytes, *, exchange: bool) -> None:
-        """Follows a rename of a file; a directory's mostly ends in EXDEV, and is taken to stay where it is."""
+        """Follows a rename of a file; a directory is taken to stay where it is, as most get EXDEV."""
         if self._kinds.get(source) in (None, "directory") or not self._has_parent(target):
             return
         if self._kinds.get(target) == "directory" or source == target:

@@ -1,8 +1,8 @@
 """The lower layers that the differential tests stand on: small, made from nothing, with one of everything.
 
-Three layers, topmost first, which hold every type, every mark that the kernel's overlayfs and pyoverlay both read,
-attributes that copy-up must keep, and names that are hidden, replaced and merged across layers. All times lie in
-2001, so that a time that an operation made anew can be told from one that it had to keep.
+Three layers, topmost first, which hold every type, every mark that the kernel's overlayfs and pyoverlay both
+read, attributes that copy-up must keep, and names that are hidden, replaced and merged across layers. All
+times lie in 2001, so that a time that an operation made anew can be told from one that it had to keep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ RECENT_SECONDS = 1_600_000_000
 
 LAYERS = 3
 
-# Names that exist in the merged view of the layers, by what they are; the generator of changes draws from them.
+# Names that exist in the merged view of the layers, by what they are; the generator of changes draws from
+# them.
 FILES = (
     b"plain",
     b"empty",
@@ -66,9 +67,9 @@ HIDDEN = (b"gone", b"dir/gone", b"merged/gone", b"opaque/below")
 def build(lowers: list[Path], *, prefix: str = "trusted.overlay.") -> None:
     """Fills the directories `lowers` (topmost first, `LAYERS` of them, empty).
 
-    Arguments:
+    Args:
         lowers: the layers' root directories.
-        prefix: the prefix of overlay's own attributes, `trusted.overlay.` or, for userxattr mounts, `user.overlay.`.
+        prefix: of overlay's own attributes: `trusted.overlay.`, or `user.overlay.` for userxattr mounts.
     """
     top, middle, bottom = lowers
     _fill_bottom(bottom)
@@ -197,7 +198,7 @@ def capability() -> bytes:
 
 
 def access_list(user: int) -> bytes:
-    """A POSIX ACL (struct posix_acl_xattr, version 2): `user` may read and write, the group read, others nothing."""
+    """A POSIX ACL (version 2): `user` may read and write, the group read, others nothing."""
     nobody = 0xFFFFFFFF
     entries = ((1, 7, nobody), (2, 6, user), (4, 5, nobody), (16, 7, nobody), (32, 0, nobody))
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)

@@ -1,8 +1,9 @@
 """What can be done to a tree, as values: an operation, its arguments, and the outcome of performing it.
 
-An `Operation` is plain data, so that one list of them can be performed on a kernel overlay and on pyoverlay, printed
-when the two disagree, and drawn from a generator or from a hypothesis strategy. Knows nothing of overlays: every
-operation is a call or two of POSIX on paths below a root. Symlinks are followed exactly where the call follows them.
+An `Operation` is plain data, so that one list of them can be performed on a kernel overlay and on pyoverlay,
+printed when the two disagree, and drawn from a generator or from a hypothesis strategy. Knows nothing of
+overlays: every operation is a call or two of POSIX on paths below a root. Symlinks are followed exactly where
+the call follows them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call on a tree: the name of a function in this module and its arguments (paths relative to the root)."""
+    """One call on a tree: the name of a function here and its arguments (paths relative to the root)."""
 
     name: str
     arguments: tuple[object, ...]
@@ -80,7 +81,8 @@ def perform(root: bytes, operation: Operation) -> Outcome:
     Not for several threads at once: umask, ids and the working directory belong to the process.
 
     Returns:
-        the outcome; an OSError becomes the outcome's errno, any other exception is a fault of the test and is raised.
+        the outcome; an OSError becomes the outcome's errno, any other exception is a fault of the test and is
+        raised.
     """
     action = _ACTIONS[operation.name]
     with _standing_in(root), _umask(operation.umask), _acting_as(operation.caller):
@@ -163,7 +165,7 @@ def _shape(descriptor_or_path: int | bytes) -> tuple[int, int, int]:
     return found.st_mode, found.st_uid, found.st_gid
 
 
-# --- creating -------------------------------------------------------------------------------------------------------
+# --- creating ----------------------------------------------------------------------------------------------
 
 
 @_action
@@ -208,7 +210,7 @@ def link(source: bytes, path: bytes) -> Value:
     return same, os.lstat(path).st_nlink
 
 
-# --- removing and renaming ------------------------------------------------------------------------------------------
+# --- removing and renaming ---------------------------------------------------------------------------------
 
 
 @_action
@@ -244,7 +246,7 @@ def rename(source: bytes, target: bytes, flags: int = 0) -> Value:
     return None
 
 
-# --- contents -------------------------------------------------------------------------------------------------------
+# --- contents ----------------------------------------------------------------------------------------------
 
 
 @_action
@@ -290,7 +292,7 @@ def rewrite_whole(path: bytes, content: bytes) -> Value:
     return len(before)
 
 
-# --- attributes -----------------------------------------------------------------------------------------------------
+# --- attributes --------------------------------------------------------------------------------------------
 
 
 @_action
@@ -327,7 +329,7 @@ def removexattr(path: bytes, name: bytes) -> Value:
     return sorted(os.listxattr(path, follow_symlinks=False))
 
 
-# --- looking --------------------------------------------------------------------------------------------------------
+# --- looking -----------------------------------------------------------------------------------------------
 
 
 @_action

@@ -1,7 +1,8 @@
-"""Two mounts over the same lowers, the kernel's and pyoverlay's: do they answer alike, and do they write alike?
+"""Two mounts over the same lowers, the kernel's and pyoverlay's: do they answer and write alike?
 
-A `Pair` performs each operation on both and stops at the first answer that differs, with the history that led there.
-It is used by the fixed scenarios and by the scripts of changes; a hypothesis machine can drive it the same way.
+A `Pair` performs each operation on both and stops at the first answer that differs, with the history that led
+there. It is used by the fixed scenarios and by the scripts of changes; a hypothesis machine can drive it the
+same way.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.harness import Entry, Kind, Mount, Stack, make_stack, snapshot
 class Pair:
     """A kernel overlay and a pyoverlay mount over the same lowers, each with an upper of its own.
 
-    Arguments:
+    Args:
         base: an empty directory for both stacks' own directories.
         lowers: the shared lower layers, topmost first; never written.
         options: further mount options for both.
@@ -70,13 +71,13 @@ class Pair:
         return [self.perform(operation) for operation in operations]
 
     def compare_merged(self) -> None:
-        """Asserts that the two mounts show the same tree, with the same inode numbers where a lower gives them."""
+        """Asserts that both mounts show the same tree, with the same numbers for what is in a lower."""
         expected, actual = (snapshot(mount.path, exact=True) for mount in (self.kernel, self.pyoverlay))
         self._assert_same(_visible(expected), _visible(actual), "merged view")
         self._compare_identities(inode_numbers(expected), inode_numbers(actual))
 
     def compare_uppers(self) -> None:
-        """Asserts that the same lies on disk in both uppers; for live mounts as well as for unmounted ones."""
+        """Asserts that the same lies on disk in both uppers, mounted or not."""
         expected, actual = (
             on_disk(mount.stack.upper, prefix=self.prefix) for mount in (self.kernel, self.pyoverlay)
         )

@@ -1,7 +1,7 @@
-"""The fixed scenarios: short stories of operations over the layers of `layers.build`, each about one rule of overlayfs.
+"""The fixed scenarios: short stories of operations over `layers.build`, each about one rule of overlayfs.
 
-They say only what is done. What has to come out, answers, merged view and what lies in the upper, is what the kernel
-makes of it.
+They say only what is done. What has to come out, answers, merged view and what lies in the upper, is what the
+kernel makes of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fixed scenarios on the kernel's overlay and on pyoverlay: answers, merged view and upper directory are the same."""
+"""Fixed scenarios on the kernel's overlay and on pyoverlay: answers, tree and upper are the same."""
 
 from __future__ import annotations
 

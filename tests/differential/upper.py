@@ -1,7 +1,7 @@
 """What does an upper directory hold on disk, in a form in which the kernel's and pyoverlay's can be compared?
 
-Everything that lies there counts: whiteouts, opaque marks, contents, modes, owners, attributes, kept times. What may
-differ is listed here with its reason, and nowhere else.
+Everything that lies there counts: whiteouts, opaque marks, contents, modes, owners, attributes, kept times.
+What may differ is listed here with its reason, and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tests.differential.layers import RECENT_SECONDS
 from tests.harness import Entry, snapshot
 
 MARKS_THAT_MAY_DIFFER = {
-    "origin": "holds a file handle and is optional: its effect, st_ino after copy-up, is compared in the merged view",
-    "impure": "a hint that a directory's d_ino have to be looked up; stands beside origin and shows nothing by itself",
+    "origin": "optional, a file handle: its effect, st_ino after copy-up, is compared in the merged view",
+    "impure": "a hint beside origin that a directory's d_ino must be looked up; shows nothing by itself",
     "uuid": "a random number that the kernel gives a fresh upper for f_fsid; FUSE has its own f_fsid",
 }
 """Overlay's own attributes that are left out, by the name after the prefix."""
@@ -30,7 +30,7 @@ WHITEOUT_FIELDS_THAT_MAY_DIFFER = {
 """Fields of a whiteout that are left out: whiteouts are compared by type and device number alone."""
 
 RECENT = -1
-"""Stands for a modification time that was made by the clock during the test: the two mounts ran at different times."""
+"""Stands for a modification time from during the test: the two mounts ran at different times."""
 
 
 def on_disk(upper: Path, *, prefix: str = "trusted.overlay.") -> dict[bytes, Entry]:
@@ -63,7 +63,7 @@ def whiteouts(upper: Path) -> set[bytes]:
 
 
 def leftovers(work: Path) -> list[str]:
-    """What an unmounted overlay left in its work directory, but for the empty directories that belong there."""
+    """What an unmounted overlay left in its work directory, but for the empty directories."""
     found = []
     for directory, subdirectories, files in os.walk(work):
         names = files + [name for name in subdirectories if name.startswith("#")]

@@ -1,14 +1,16 @@
 """Does a real Debian system live on stacked layers? Installed, changed and run through `pyoverlay run`.
 
-debootstrap's minimal system is layer 1, python3 installed over it by dpkg is layer 2, one package replaced and one
-removed is layer 3; then Python runs over the three, and the kernel's overlay of the same layers shows the same tree.
-What comes from Debian's mirror (the one in apt's own sources) is kept in a cache directory between runs.
+debootstrap's minimal system is layer 1, python3 installed over it by dpkg is layer 2, one package replaced
+and one removed is layer 3; then Python runs over the three, and the kernel's overlay of the same layers shows
+the same tree. What comes from Debian's mirror (the one in apt's own sources) is kept in a cache directory
+between runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -42,12 +44,10 @@ _ENVIRONMENT = {
 
 PROGRAM = """
 import ctypes, hashlib, json, multiprocessing, os, socket, sqlite3, subprocess, tempfile, zipfile, zlib
-database = sqlite3.connect("/root/notes.db")
-database.execute("create table notes (text)")
+database = sqlite3.connect("/root/notes.db") database.execute("create table notes (text)")
 database.executemany("insert into notes values (?)", [(str(number),) for number in range(1000)])
-database.commit()
-total = database.execute("select sum(text) from notes").fetchone()[0]
-child = subprocess.run(["/bin/sh", "-c", "cat /etc/debian_version"], capture_output=True, text=True, check=True)
+database.commit() total = database.execute("select sum(text) from notes").fetchone()[0] child =
+subprocess.run(["/bin/sh", "-c", "cat /etc/debian_version"], capture_output=True, text=True, check=True)
 print(json.dumps({
     "total": total,
     "debian": child.stdout.strip().split(".")[0],
@@ -60,7 +60,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Layers:
-    """The three layers of the system, the packages that were installed, and layer 1 as it was before any mount."""
+    """The three layers of the system, and layer 1 as it was before any mount."""
 
     base: Path
     bottom: Path
@@ -74,7 +74,7 @@ class Layers:
         return [self.changed, self.python, self.bottom]
 
 
-# --- the cache ------------------------------------------------------------------------------------------------------
+# --- the cache ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def _run(*command: str) -> str:
     return said
 
 
-# --- the layers -----------------------------------------------------------------------------------------------------
+# --- the layers --------------------------------------------------------------------------------------------
 
 
 def _pyoverlay_run(lowers: list[Path], options: list[str], *command: str) -> str:
@@ -186,9 +186,11 @@ def _pyoverlay_run(lowers: list[Path], options: list[str], *command: str) -> str
         timeout=COMMAND_LIMIT_SECONDS,
         check=False,
     )
-    said = os.fsdecode(result.stdout), os.fsdecode(result.stderr)
-    assert result.returncode == 0, f"{shlex.join(whole)} ended with {result.returncode}:\n{said[0]}\n{said[1]}"
-    return said[0]
+    said = os.fsdecode(result.stdout)
+    assert result.returncode == 0, (
+        f"{shlex.join(whole)} ended with {result.returncode}:\n{said}\n{os.fsdecode(result.stderr)}"
+    )
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +200,8 @@ def layers(cache: Path) -> Iterator[Layers]:
     base.chmod(0o755)
     try:
         bottom, packages = cache / "rootfs", cache / "packages"
-        snapshot(bottom)  # relatime: the first readlink of a symlink moves its atime, the following ones don't
+        # relatime: the first readlink of a symlink moves its atime, the following ones don't
+        snapshot(bottom)
         before = snapshot(bottom, exact=True)
         python = _install_python(base, bottom, packages)
         changed = _change_packages(base, [python, bottom], packages)
@@ -260,12 +263,8 @@ def _rebuild(deb: Path, base: Path) -> Path:
     unpacked = base / "unpacked"
     _run("dpkg-deb", "--raw-extract", str(deb), str(unpacked))
     control = unpacked / "DEBIAN/control"
-    lines = control.read_text().splitlines()
-    control.write_text(
-        "".join(
-            f"Version: {REPLACEMENT_VERSION}\n" if line.startswith("Version:") else f"{line}\n" for line in lines
-        )
-    )
+    version = re.compile("^Version:.*$", re.MULTILINE)
+    control.write_text(version.sub(f"Version: {REPLACEMENT_VERSION}", control.read_text()))
     (unpacked / "DEBIAN/md5sums").unlink(missing_ok=True)
     (unpacked / f"usr/share/doc/{REPLACED}/changelog.gz").unlink()
     (unpacked / "usr/share/overlay-test").mkdir()
@@ -277,7 +276,7 @@ def _rebuild(deb: Path, base: Path) -> Path:
     return built
 
 
-# --- the tests ------------------------------------------------------------------------------------------------------
+# --- the tests ---------------------------------------------------------------------------------------------
 
 
 def test_packages_were_installed_replaced_and_removed(layers: Layers) -> None:
@@ -306,7 +305,7 @@ def test_layers_hold_only_what_changed(layers: Layers) -> None:
 
 
 def test_python_runs(layers: Layers) -> None:
-    """A program that loads libraries, writes a database and starts a child runs; its changes are thrown away."""
+    """A program loads libraries, writes a database, starts a child; its changes are thrown away."""
     said = _pyoverlay_run(layers.topmost_first, [], "python3", "-c", PROGRAM)
     assert said == (
         '{"debian": "12", "replaced": "by the new version", '

@@ -1,0 +1,215 @@
+"""How is /dev/fuse opened, mounted and unmounted?
+
+With the right to mount, mount(2); without it, fusermount3, which hands the opened device back over a
+socket.  It knows nothing of the overlay.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from dataclasses import dataclass
+
+from pyoverlay.layers import syscalls
+from pyoverlay.options import MountOptions, OverlayError
+
+MAX_TRANSFER = 128 * 1024
+"""Bytes in one READ or WRITE: what a socket pair with the default send buffer passes."""
+
+
+class MountError(OverlayError):
+    """The mount, or its end, failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A mounted FUSE device: its descriptor, where it is mounted, and the kernel's number of it (``0:57``)."""
+
+    descriptor: int
+    target: str
+    device_number: str
+
+
+def refuse_bad_target(target: str) -> None:
+    """Raise MountError when ``target`` can't be mounted on."""
+    try:
+        status = os.stat(target)
+    except FileNotFoundError:
+        raise MountError(f"mount point {target}: no such directory: create it first") from None
+    except OSError as failure:
+        hint = ": a dead mount? try umount -l" if failure.errno == errno.ENOTCONN else ""
+        raise MountError(f"mount point {target}: {failure.strerror}{hint}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"mount point {target}: not a directory")
+
+
+def refuse_missing_device() -> None:
+    """Raise MountError when there is no usable /dev/fuse."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as failure:
+        raise MountError(
+            f"/dev/fuse: {failure.strerror}: load the fuse module (modprobe fuse), or give this container the device"
+        ) from None
+
+
+def connect(options: MountOptions, target: str, name: str) -> Connection:
+    """Mount a FUSE device at ``target`` (an absolute path), shown as type ``fuse.NAME``.
+
+    Raises MountError with nothing mounted.
+    """
+    try:
+        descriptor = _mount(options, target, name)
+    except PermissionError:
+        descriptor = _mount_with_fusermount(options, target, name)
+    except OSError as failure:
+        raise MountError(f"can't mount on {target}: {failure.strerror}") from None
+    os.set_blocking(descriptor, False)
+    number = device_number(target)
+    assert number is not None
+    return Connection(descriptor, target, number)
+
+
+def _mount(options: MountOptions, target: str, name: str) -> int:
+    descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    data = [
+        f"fd={descriptor}",
+        f"rootmode={stat.S_IFDIR:o}",
+        f"user_id={os.geteuid()}",
+        f"group_id={os.getegid()}",
+        f"max_read={MAX_TRANSFER}",
+        *_permission_options(options),
+    ]
+    try:
+        syscalls.mount(
+            os.fsencode(name),
+            os.fsencode(target),
+            b"fuse." + os.fsencode(name),
+            _mount_flags(options),
+            ",".join(data).encode(),
+        )
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _permission_options(options: MountOptions) -> list[str]:
+    wanted = []
+    if options.default_permissions:
+        wanted.append("default_permissions")
+    if options.allow_other:
+        wanted.append("allow_other")
+    return wanted
+
+
+def _mount_flags(options: MountOptions) -> int:
+    flags = 0
+    for applies, flag in (
+        (not options.writable, syscalls.MS_RDONLY),
+        (not options.suid, syscalls.MS_NOSUID),
+        (not options.dev, syscalls.MS_NODEV),
+        (not options.exec, syscalls.MS_NOEXEC),
+        (not options.atime, syscalls.MS_NOATIME),
+    ):
+        if applies:
+            flags |= flag
+    return flags
+
+
+def _mount_with_fusermount(options: MountOptions, target: str, name: str) -> int:
+    """libfuse's lib/mount.c: fuse_mount_fusermount."""
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise MountError(
+            f"can't mount on {target}: mounting needs root, or the program fusermount3 (package fuse3)"
+        )
+    wanted = [f"fsname={name}", f"subtype={name}", f"max_read={MAX_TRANSFER}", *_permission_options(options)]
+    for applies, word in (
+        (not options.writable, "ro"),
+        (not options.exec, "noexec"),
+        (not options.atime, "noatime"),
+    ):
+        if applies:
+            wanted.append(word)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        finished = subprocess.run(
+            [program, "-o", ",".join(wanted), "--", target],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        if finished.returncode:
+            said = finished.stderr.decode(errors="replace").strip() or "fusermount3 failed"
+            raise MountError(f"can't mount on {target}: {said}")
+        return _receive_descriptor(ours)
+
+
+def _receive_descriptor(connection: socket.socket) -> int:
+    descriptors = array.array("i")
+    _data, ancillary, _flags, _address = connection.recvmsg(1, socket.CMSG_SPACE(descriptors.itemsize))
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(payload[: descriptors.itemsize])
+            os.set_inheritable(descriptors[0], False)
+            return descriptors[0]
+    raise MountError("fusermount3 mounted, but sent no device")
+
+
+def unmount(target: str, *, lazy: bool = False) -> None:
+    """Unmount ``target``; ``lazy`` detaches it at once, though files are open.
+
+    Raises MountError.
+    """
+    flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
+    try:
+        syscalls.unmount(os.fsencode(target), flags)
+        return
+    except PermissionError:
+        program = shutil.which("fusermount3")
+        if program is None:
+            raise MountError(f"can't unmount {target}: it needs root, or the program fusermount3") from None
+    except OSError as failure:
+        raise MountError(f"can't unmount {target}: {_unmount_reason(failure)}") from None
+    command = [program, "-u", *(["-z"] if lazy else []), "--", target]
+    finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if finished.returncode:
+        said = finished.stderr.decode(errors="replace").strip()
+        raise MountError(f"can't unmount {target}: {said or 'fusermount3 failed'}")
+
+
+def _unmount_reason(failure: OSError) -> str:
+    if failure.errno == errno.EBUSY:
+        return "in use: end what has files open or its working directory there, or detach it with --lazy"
+    if failure.errno == errno.EINVAL:
+        return "not a mount point"
+    return failure.strerror or "it failed"
+
+
+def device_number(target: str) -> str | None:
+    """Return the ``major:minor`` of what is mounted at ``target``, None when nothing is.
+
+    Read from /proc/self/mountinfo, without a request to the mount's daemon.
+    """
+    wanted = _escape(os.fsencode(target))
+    found = None
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            fields = line.split(b" ")
+            if fields[4] == wanted:
+                found = fields[2].decode("ascii")
+    return found
+
+
+def _escape(path: bytes) -> bytes:
+    """fs/proc_namespace.c escapes blanks, newlines, backslashes and hashes in octal."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\#" else bytes([byte]) for byte in path)

@@ -1,0 +1,192 @@
+"""What is the life of a mount: start, ready, serve, end?
+
+In the background the caller's process returns when the mount is live, and the daemon is another process in a session
+of its own.  It ends when the mount is gone or a signal says so: then what is in flight is served, the
+mount is detached, and the work directory is left clean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import logging.handlers
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from pyoverlay.fuse import device
+from pyoverlay.fuse.device import MountError
+from pyoverlay.layers.stack import Stack
+from pyoverlay.options import MountOptions, OverlayError
+
+logger = logging.getLogger(__name__)
+
+_READY: Final = b"\0ready"
+_END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def mount(
+    options: MountOptions,
+    target: str,
+    *,
+    foreground: bool = False,
+    debug: bool = False,
+    log: str | None = None,
+    name: str = "pyoverlay",
+) -> None:
+    """Mount a stack at ``target``.
+
+    In the background this returns when the mount is live.  In the ``foreground`` it returns when the mount has
+    ended.  ``debug`` logs every request; the log goes to the file ``log``, else to stderr in the foreground and to
+    syslog in the background.  ``name`` is shown as the source and as the type, ``fuse.NAME``.
+
+    Raises OverlayError with nothing mounted and nothing created.
+    """
+    target = os.path.realpath(target)
+    log_file = os.path.abspath(log) if log is not None else None
+    if foreground:
+        _set_up_log(log_file, debug=debug, foreground=True)
+        _Daemon(options, target, name).run(lambda: None)
+    else:
+        _mount_in_background(options, target, name, log_file, debug=debug)
+
+
+def _mount_in_background(
+    options: MountOptions, target: str, name: str, log_file: str | None, *, debug: bool
+) -> None:
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _become_daemon(options, target, name, log_file, writing, debug=debug)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading, "rb") as pipe:
+        said = pipe.read()
+    if not said.startswith(_READY):
+        raise MountError(said.decode(errors="replace") or f"the daemon for {target} ended without a word")
+
+
+def _become_daemon(
+    options: MountOptions, target: str, name: str, log_file: str | None, pipe: int, *, debug: bool
+) -> NoReturn:
+    """Leave the caller's session and process, serve, and exit."""
+    status = 1
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        _close_inherited(pipe)
+        _set_up_log(log_file, debug=debug, foreground=False)
+        pipe_is_open = True
+
+        def say(message: bytes) -> None:
+            nonlocal pipe_is_open
+            if pipe_is_open:
+                os.write(pipe, message)
+                os.close(pipe)
+                pipe_is_open = False
+
+        try:
+            _Daemon(options, target, name).run(lambda: say(_READY))
+            status = 0
+        except OverlayError as failure:
+            say(str(failure).encode(errors="surrogateescape"))
+        except BaseException as failure:
+            logger.exception("the daemon failed")
+            say(f"the daemon for {target} failed: {failure!r}".encode(errors="surrogateescape"))
+    finally:
+        os._exit(status)
+
+
+def _close_inherited(pipe: int) -> None:
+    """Point 0, 1 and 2 at /dev/null and close the rest: an engine waits for the end of its pipes."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, most)
+
+
+def _set_up_log(log_file: str | None, *, debug: bool, foreground: bool) -> None:
+    if log_file is not None:
+        try:
+            handler: logging.Handler = logging.FileHandler(log_file)
+        except OSError as failure:
+            raise MountError(f"log file {log_file}: {failure.strerror}") from None
+    elif foreground:
+        handler = logging.StreamHandler()
+    else:
+        handler = _system_log()
+    handler.setFormatter(logging.Formatter("pyoverlay[%(process)d]: %(levelname)s: %(message)s"))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("pyoverlay").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _system_log() -> logging.Handler:
+    try:
+        return logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+    except OSError:
+        return logging.NullHandler()
+
+
+class _Daemon:
+    """One mount, from opening its layers to closing them."""
+
+    def __init__(self, options: MountOptions, target: str, name: str) -> None:
+        self._options = options
+        self._target = target
+        self._name = name
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Mount, serve until the end, clean up.  Raises OverlayError before the mount is live."""
+        device.refuse_missing_device()
+        device.refuse_bad_target(self._target)
+        _raise_descriptor_limit()
+        os.umask(0)
+        stack = Stack(self._options)
+        try:
+            os.chdir("/")
+            connection = device.connect(self._options, self._target, self._name)
+            try:
+                stack.prepare_work_directory()
+                self._serve(stack, connection, on_ready)
+            finally:
+                self._detach(connection)
+                with contextlib.suppress(OSError):
+                    stack.clean_work_directory()
+        finally:
+            stack.close()
+
+    def _serve(self, stack: Stack, connection: device.Connection, on_ready: Callable[[], None]) -> None:
+        # Imported late: a refusal shouldn't wait for trio.
+        from pyoverlay.fuse import service
+
+        service.Service(stack, connection, self._describe_options()).run(on_ready, _END_SIGNALS)
+
+    def _describe_options(self) -> dict[str, object]:
+        return dataclasses.asdict(self._options)
+
+    @staticmethod
+    def _detach(connection: device.Connection) -> None:
+        """Unmount, if our mount is still the one that is there."""
+        if device.device_number(connection.target) == connection.device_number:
+            try:
+                device.unmount(connection.target, lazy=True)
+            except MountError as failure:
+                logger.warning("%s", failure)
+
+
+def _raise_descriptor_limit() -> None:
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,263 @@
+"""What do FUSE messages look like as bytes?
+
+The structs, opcodes and flags of include/uapi/linux/fuse.h that the forwarder reads or rewrites.  Pure: no I/O,
+no knowledge of the overlay.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+
+class Opcode(enum.IntEnum):
+    """enum fuse_opcode."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+    COPY_FILE_RANGE_64 = 53
+
+
+ANSWERS_WITH_ENTRY: Final = frozenset(
+    {Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE}
+)
+WITHOUT_ANSWER: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+
+# INIT flags
+ASYNC_READ: Final = 1 << 0
+ATOMIC_O_TRUNC: Final = 1 << 3
+BIG_WRITES: Final = 1 << 5
+DONT_MASK: Final = 1 << 6
+SPLICE_FLAGS: Final = 1 << 7 | 1 << 8 | 1 << 9
+DO_READDIRPLUS: Final = 1 << 13
+ASYNC_DIO: Final = 1 << 15
+PARALLEL_DIROPS: Final = 1 << 18
+POSIX_ACL: Final = 1 << 20
+MAX_PAGES: Final = 1 << 22
+CACHE_SYMLINKS: Final = 1 << 23
+EXPLICIT_INVAL_DATA: Final = 1 << 25
+HANDLE_KILLPRIV_V2: Final = 1 << 28
+
+# Flags in requests that say: the caller may not keep suid, sgid and capabilities.
+WRITE_KILL_SUIDGID: Final = 1 << 2
+OPEN_KILL_SUIDGID: Final = 1 << 0
+FATTR_KILL_SUIDGID: Final = 1 << 11
+
+NOTIFY_INVALIDATE_INODE: Final = 2
+
+PAGE: Final = 4096
+
+_IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
+_OUT_HEADER: Final = struct.Struct("=IiQ")
+_INIT_IN: Final = struct.Struct("=IIII")
+_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
+_U32: Final = struct.Struct("=I")
+_U64: Final = struct.Struct("=Q")
+_INVALIDATE_INODE: Final = struct.Struct("=Qqq")
+_DIRENT: Final = struct.Struct("=QQII")
+
+IN_HEADER_SIZE: Final = _IN_HEADER.size
+OUT_HEADER_SIZE: Final = _OUT_HEADER.size
+
+_ENTRY_INODE_OFFSET: Final = 40
+"""Of ``attr.ino`` in struct fuse_entry_out, which begins with the nodeid."""
+_ENTRY_SIZE: Final = 128
+_WRITE_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 20
+_OPEN_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 4
+_SETATTR_VALID_OFFSET: Final = IN_HEADER_SIZE
+
+
+class RequestHeader(NamedTuple):
+    """struct fuse_in_header, without its padding."""
+
+    length: int
+    opcode: int
+    unique: int
+    nodeid: int
+    user: int
+    group: int
+    pid: int
+
+
+class ReplyHeader(NamedTuple):
+    """struct fuse_out_header; ``error`` is 0 or a negative errno, ``unique`` 0 in notifications."""
+
+    length: int
+    error: int
+    unique: int
+
+
+class InitRequest(NamedTuple):
+    """The head of struct fuse_init_in."""
+
+    major: int
+    minor: int
+    max_readahead: int
+    flags: int
+
+
+Buffer = bytes | bytearray | memoryview
+
+
+def request_header(message: Buffer) -> RequestHeader:
+    """Read a request's header; raises ValueError when the message is shorter."""
+    if len(message) < IN_HEADER_SIZE:
+        raise ValueError(f"a FUSE request of {len(message)} bytes has no whole header")
+    return RequestHeader(*_IN_HEADER.unpack_from(message)[:7])
+
+
+def reply_header(message: Buffer) -> ReplyHeader:
+    """Read a reply's header; raises ValueError when the message is shorter."""
+    if len(message) < OUT_HEADER_SIZE:
+        raise ValueError(f"a FUSE reply of {len(message)} bytes has no whole header")
+    return ReplyHeader(*_OUT_HEADER.unpack_from(message))
+
+
+def error_reply(unique: int, error: int) -> bytes:
+    """Make the reply that fails a request with a positive errno."""
+    return _OUT_HEADER.pack(OUT_HEADER_SIZE, -error, unique)
+
+
+def opcode_name(opcode: int) -> str:
+    """Return an opcode's name, its number where we don't know one."""
+    try:
+        return Opcode(opcode).name
+    except ValueError:
+        return str(opcode)
+
+
+def init_request(message: Buffer) -> InitRequest:
+    """Read the INIT request; raises ValueError when it is too short."""
+    if len(message) < IN_HEADER_SIZE + _INIT_IN.size:
+        raise ValueError("a FUSE INIT request is too short")
+    return InitRequest(*_INIT_IN.unpack_from(message, IN_HEADER_SIZE))
+
+
+def set_init_flags(message: bytearray | memoryview, flags: int, max_readahead: int) -> None:
+    """Change what an INIT request offers."""
+    _U32.pack_into(message, IN_HEADER_SIZE + 8, max_readahead)
+    _U32.pack_into(message, IN_HEADER_SIZE + 12, flags)
+
+
+def init_reply(
+    unique: int, minor: int, *, flags: int, max_readahead: int, max_write: int, max_background: int
+) -> bytes:
+    """Make the reply to INIT.  Sizes in bytes; ``max_write`` bounds reads and writes alike."""
+    body = _INIT_OUT.pack(
+        7,
+        minor,
+        max_readahead,
+        flags,
+        max_background,
+        max_background * 3 // 4,
+        max_write,
+        1,
+        max_write // PAGE,
+        0,
+        0,
+        0,
+    )
+    return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), 0, unique) + body
+
+
+def init_reply_minor(message: Buffer) -> int:
+    """Return the protocol minor that an INIT reply speaks."""
+    return int(_U32.unpack_from(message, OUT_HEADER_SIZE + 4)[0])
+
+
+def invalidate_attributes(nodeid: int) -> bytes:
+    """Make the notification that makes the kernel ask again for an inode's attributes, keeping its pages."""
+    body = _INVALIDATE_INODE.pack(nodeid, -1, 0)
+    return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), NOTIFY_INVALIDATE_INODE, 0) + body
+
+
+def interrupted_unique(message: Buffer) -> int:
+    """Return which request an INTERRUPT is about."""
+    return int(_U64.unpack_from(message, IN_HEADER_SIZE)[0])
+
+
+def kills_privileges(opcode: int, message: Buffer) -> bool:
+    """Tell whether a request says that suid, sgid and capabilities must go (FUSE_HANDLE_KILLPRIV_V2)."""
+    if opcode == Opcode.WRITE:
+        return bool(_U32.unpack_from(message, _WRITE_FLAGS_OFFSET)[0] & WRITE_KILL_SUIDGID)
+    if opcode == Opcode.SETATTR:
+        return bool(_U32.unpack_from(message, _SETATTR_VALID_OFFSET)[0] & FATTR_KILL_SUIDGID)
+    if opcode == Opcode.OPEN:
+        return bool(_U32.unpack_from(message, _OPEN_FLAGS_OFFSET)[0] & OPEN_KILL_SUIDGID)
+    return False
+
+
+def entry_nodeid(reply: Buffer, offset: int = OUT_HEADER_SIZE) -> int:
+    """Return the nodeid of the struct fuse_entry_out at ``offset`` of a reply; 0 says there is none."""
+    return int(_U64.unpack_from(reply, offset)[0])
+
+
+def set_entry_inode(reply: bytearray | memoryview, inode: int, offset: int = OUT_HEADER_SIZE) -> None:
+    """Set st_ino in the struct fuse_entry_out at ``offset`` of a reply."""
+    _U64.pack_into(reply, offset + _ENTRY_INODE_OFFSET, inode)
+
+
+def directory_entries(reply: Buffer) -> Iterator[int]:
+    """Yield the offset of each struct fuse_direntplus in a READDIRPLUS reply."""
+    position = OUT_HEADER_SIZE
+    end = len(reply)
+    while position + _ENTRY_SIZE + _DIRENT.size <= end:
+        yield position
+        name_length = _DIRENT.unpack_from(reply, position + _ENTRY_SIZE)[2]
+        position += (_ENTRY_SIZE + _DIRENT.size + name_length + 7) & ~7
+
+
+def set_directory_entry_inode(reply: bytearray | memoryview, inode: int, offset: int) -> None:
+    """Set st_ino and d_ino in the struct fuse_direntplus at ``offset``."""
+    set_entry_inode(reply, inode, offset)
+    _U64.pack_into(reply, offset + _ENTRY_SIZE, inode)

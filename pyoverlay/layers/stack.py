@@ -1,0 +1,281 @@
+"""How are lowers, upper and work directory opened, checked, locked and cleaned?
+
+The twin of fs/overlayfs/super.c: everything that can be wrong with the layers is found here, before
+anything is created on disk.  It knows nothing of lookup or copy-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import resource
+from collections.abc import Iterator
+from typing import Final
+
+from pyoverlay.layers import marks, syscalls
+from pyoverlay.layers.layer import DescriptorCache, Layer, LayerObject
+from pyoverlay.options import MountOptions, OverlayError
+
+_DESCRIPTORS_LEFT_TO_FILES: Final = 4
+_MOST_DIRECTORY_DESCRIPTORS: Final = 4096
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class LayerError(OverlayError):
+    """A layer directory can't be used as the options ask."""
+
+
+class WorkDirectory:
+    """The directory ``workdir/work``: where objects are prepared before one rename or link shows them.
+
+    It lies on the upper's file system.  Names in it are ours alone: ``#`` and a hexadecimal number, as
+    the kernel's.
+    """
+
+    def __init__(self, layer: Layer, root: LayerObject) -> None:
+        """Use the directory ``root``, which is reached through ``layer``."""
+        self.layer = layer
+        self.root = root
+        self._numbers = itertools.count()
+
+    def new_name(self) -> bytes:
+        """Return a name that nothing in the work directory has."""
+        return b"#%x" % next(self._numbers)
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[bytes]:
+        """Give a name to prepare an object under; what still has it when an error leaves is removed."""
+        name = self.new_name()
+        try:
+            yield name
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                self.root.remove_tree(name)
+            raise
+
+    def clean(self) -> None:
+        """Remove whatever a former mount left, but the marks of incompatible features."""
+        for name, _kind in self.root.list_entries():
+            if name != b"incompat":
+                self.root.remove_tree(name)
+
+
+class Stack:
+    """The layers of one mount: ``lowers`` topmost first, and ``upper`` with ``work``, or neither.
+
+    ``dialect`` is the spelling of the marks that we write.  ``traps`` are the (device, inode) pairs of
+    upper and work directory: a lower that contains them must not show them (the kernel's ELOOP).
+    """
+
+    def __init__(self, options: MountOptions) -> None:
+        """Open and check every layer; nothing on disk is changed.
+
+        Raises LayerError with the layers closed again.
+        """
+        self.options = options
+        self.dialect: Final = marks.USER if options.userxattr else marks.TRUSTED
+        self.cache = DescriptorCache(_directory_descriptor_limit(options))
+        self.upper: Layer | None = None
+        self.work: WorkDirectory | None = None
+        self.traps: frozenset[tuple[int, int]] = frozenset()
+        self._work_base: Layer | None = None
+        self._locks: list[int] = []
+        lowers: list[Layer] = []
+        self.lowers: tuple[Layer, ...] = ()
+        try:
+            for path in _read_only_layers(options):
+                lowers.append(Layer(path, _open_directory(path, "lowerdir"), self.cache, writable=False))
+            self.lowers = tuple(lowers)
+            if options.writable:
+                self._open_upper()
+            _refuse_overlaps(self._roots())
+        except BaseException:
+            self.lowers = tuple(lowers)
+            self.close()
+            raise
+
+    def _roots(self) -> list[tuple[str, Layer]]:
+        roots = [("lowerdir", layer) for layer in self.lowers]
+        if self.upper and self._work_base:
+            roots += [("upperdir", self.upper), ("workdir", self._work_base)]
+        return roots
+
+    def _open_upper(self) -> None:
+        upper_path, work_path = self.options.upperdir, self.options.workdir
+        assert upper_path is not None
+        if work_path is None:
+            raise LayerError(f"upperdir={upper_path} needs a work directory: give workdir= as well")
+        upper = _open_directory(upper_path, "upperdir")
+        self.upper = Layer(upper_path, upper, self.cache, writable=True)
+        work = _open_directory(work_path, "workdir")
+        self._work_base = Layer(work_path, work, self.cache, writable=True)
+        if syscalls.mount_id(upper) != syscalls.mount_id(work) or self.upper.device != self._work_base.device:
+            raise LayerError(
+                f"upperdir={upper_path} and workdir={work_path} are on different mounts: "
+                "choose a work directory beside the upper, on the same file system"
+            )
+        _refuse_nesting(self.upper, self._work_base)
+        self._lock(upper_path, self.upper, "upperdir")
+        self._lock(work_path, self._work_base, "workdir")
+        self._refuse_incompatible(work_path)
+        self.traps = frozenset((layer.device, layer.inode) for layer in (self.upper, self._work_base))
+
+    def _lock(self, path: str, layer: Layer, option: str) -> None:
+        """Lock a directory for the life of the mount: flock(2), gone with the process that holds it."""
+        descriptor = layer.root.open_for_listing()
+        self._locks.append(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LayerError(
+                f"{option}={path} is in use by another pyoverlay mount: unmount that one first"
+            ) from None
+
+    def _refuse_incompatible(self, work_path: str) -> None:
+        """Refuse what a former mount marked as unusable (fs/overlayfs/readdir.c: ovl_workdir_cleanup)."""
+        assert self._work_base is not None
+        incompatible = self._work_base.root.child(b"work").child(b"incompat")
+        try:
+            features = incompatible.list_entries()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise LayerError(f"can't read {work_path}/work/incompat: {error.strerror}") from error
+        for name, _kind in features:
+            feature = os.fsdecode(name)
+            raise LayerError(
+                f"workdir={work_path} was left by a mount with the feature '{feature}', whose changes may be"
+                f" incomplete: check the upper, then remove {work_path}/work/incompat/{feature}"
+            )
+
+    def prepare_work_directory(self) -> None:
+        """Create and empty ``workdir/work``; with ``volatile``, leave the mark that says so.
+
+        The first call that changes anything on disk.  Raises LayerError.
+        """
+        if self._work_base is None:
+            return
+        base = self._work_base.root
+        mode = 0o000 if os.geteuid() == 0 else 0o700
+        try:
+            with contextlib.suppress(FileExistsError):
+                base.make_directory(b"work", mode)
+            self.work = WorkDirectory(self._work_base, base.child(b"work"))
+            self.work.clean()
+            if self.options.volatile:
+                self._mark_volatile(self.work.root)
+        except OSError as error:
+            raise LayerError(f"can't prepare workdir={self.options.workdir}: {error.strerror}") from error
+
+    @staticmethod
+    def _mark_volatile(work: LayerObject) -> None:
+        """fs/overlayfs/super.c: ovl_create_volatile_dirty."""
+        directory = work
+        for name in (b"incompat", b"volatile"):
+            with contextlib.suppress(FileExistsError):
+                directory.make_directory(name, 0o700)
+            directory = directory.child(name)
+        os.close(directory.create_file(b"dirty", os.O_WRONLY, 0o600))
+
+    def clean_work_directory(self) -> None:
+        """Remove the temporary objects of this mount."""
+        if self.work is not None:
+            self.work.clean()
+
+    def operations(self) -> int:
+        """Return how many system calls were made on the layers since they were opened."""
+        layers = {layer for _option, layer in self._roots()}
+        return sum(layer.operations for layer in layers)
+
+    def close(self) -> None:
+        """Close all layers and give up the locks."""
+        self.cache.close()
+        for _option, layer in self._roots():
+            layer.close()
+        if self.upper is not None and self._work_base is None:
+            self.upper.close()
+        for descriptor in self._locks:
+            os.close(descriptor)
+        self._locks.clear()
+
+
+def _read_only_layers(options: MountOptions) -> tuple[str, ...]:
+    """Return the lowers; the upper of a read-only mount is one more of them."""
+    if options.upperdir is not None and not options.writable:
+        return (options.upperdir, *options.lowerdir)
+    return options.lowerdir
+
+
+def _directory_descriptor_limit(options: MountOptions) -> int:
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = soft // _DESCRIPTORS_LEFT_TO_FILES - len(options.lowerdir)
+    return min(left, _MOST_DIRECTORY_DESCRIPTORS)
+
+
+def _open_directory(path: str, option: str) -> int:
+    try:
+        return os.open(path, _DIRECTORY)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            reason = "no such directory: create it, or correct the path"
+        elif error.errno == errno.ENOTDIR:
+            reason = "not a directory: a layer is a directory of extracted files"
+        else:
+            reason = error.strerror
+        raise LayerError(f"{option}={path}: {reason}") from None
+
+
+def _ancestors(layer: Layer) -> Iterator[tuple[int, int]]:
+    """Yield (device, inode) of each directory above a layer's root, up to the file system tree's root."""
+    descriptor = os.open(layer.path, _DIRECTORY)
+    try:
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino)
+        while True:
+            parent = os.open(b"..", _DIRECTORY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = parent
+            status = os.fstat(descriptor)
+            above = (status.st_dev, status.st_ino)
+            if above == identity:
+                return
+            identity = above
+            yield above
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_nesting(upper: Layer, work: Layer) -> None:
+    """fs/overlayfs/super.c: ovl_workdir_ok."""
+    upper_root, work_root = (upper.device, upper.inode), (work.device, work.inode)
+    if (
+        upper_root == work_root
+        or upper_root in set(_ancestors(work))
+        or work_root in set(_ancestors(upper))
+    ):
+        raise LayerError(
+            f"workdir={work.path} and upperdir={upper.path} must be separate directories, neither inside "
+            "the other"
+        )
+
+
+def _refuse_overlaps(roots: list[tuple[str, Layer]]) -> None:
+    """Refuse a lower that is, or lies inside, another layer (fs/overlayfs/super.c: ovl_check_layer).
+
+    A lower that *contains* the upper or the work directory is fine, as it is for the kernel.
+    """
+    owners: dict[tuple[int, int], str] = {}
+    for option, layer in roots:
+        identity = (layer.device, layer.inode)
+        if identity in owners:
+            raise LayerError(f"{option}={layer.path} is the same directory as {owners[identity]}")
+        owners[identity] = f"{option}={layer.path}"
+    for option, layer in roots:
+        if option != "lowerdir":
+            continue
+        for identity in _ancestors(layer):
+            if identity in owners:
+                raise LayerError(f"{option}={layer.path} overlaps: it lies inside {owners[identity]}")

@@ -1,0 +1,215 @@
+"""Which Linux system calls does the overlay need that the standard library lacks?
+
+Thin, typed wrappers over libc (ctypes): one function a call, errors as OSError with the
+syscall's errno.  This file knows nothing of layers or marks.  System calls without a libc
+wrapper are called by number: those numbers are the same on all architectures since Linux 5.1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from typing import Final
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+AT_FDCWD: Final = -100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_RECURSIVE: Final = 0x8000
+AT_EMPTY_PATH: Final = 0x1000
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
+
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_SYMLINKS: Final = 0x04
+
+OPEN_TREE_CLONE: Final = 1
+MOUNT_ATTR_RDONLY: Final = 0x01
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_ATIME: Final = 0x70
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_NOATIME: Final = 1024
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+UTIME_OMIT: Final = (1 << 30) - 2
+
+_SYS_OPEN_TREE: Final = 428
+_SYS_OPENAT2: Final = 437
+_SYS_MOUNT_SETATTR: Final = 442
+
+_MAX_HANDLE_SIZE: Final = 128
+_FICLONE: Final = 0x40049409
+# _IOR(0x15, 0, struct fsuuid2), include/uapi/linux/fs.h; Linux 6.9.
+_FS_IOC_GETFSUUID: Final = (2 << 30) | (17 << 16) | (0x15 << 8)
+
+DT_UNKNOWN: Final = 0
+DT_CHR: Final = 2
+DT_DIR: Final = 4
+DT_REG: Final = 8
+
+_DIRECTORY_BUFFER_SIZE: Final = 64 * 1024
+_DIRENT_HEADER: Final = struct.Struct("=QqHB")
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_int64), ("tv_nsec", ctypes.c_int64))
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_ubyte * _MAX_HANDLE_SIZE),
+    )
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return result
+
+
+def rename(
+    old_directory: int, old_name: bytes, new_directory: int, new_name: bytes, flags: int = 0
+) -> None:
+    """Rename between two directory descriptors; ``flags`` as in renameat2(2)."""
+    _check(_libc.renameat2(old_directory, old_name, new_directory, new_name, ctypes.c_uint(flags)))
+
+
+def open_directory_beneath(directory: int, name: bytes, flags: int) -> int:
+    """Open a child directory without following symlinks or entering another mount (openat2(2)).
+
+    Raises OSError EXDEV where ``name`` is a mount point.
+    """
+    how = struct.pack("=QQQ", flags, 0, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS)
+    return _check(_libc.syscall(_SYS_OPENAT2, directory, name, how, ctypes.c_size_t(len(how))))
+
+
+def clone_mount(descriptor: int) -> int:
+    """Clone the mount at an open directory, rooted there, without its submounts (open_tree(2)).
+
+    Returns an O_PATH descriptor of the detached clone.  Raises OSError EPERM without
+    CAP_SYS_ADMIN, EINVAL where locked submounts forbid it, ENOSYS before Linux 5.2.
+    """
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH
+    return _check(_libc.syscall(_SYS_OPEN_TREE, descriptor, b"", ctypes.c_uint(flags)))
+
+
+def make_mount_read_only(descriptor: int) -> None:
+    """Make a detached mount read-only and noatime (mount_setattr(2), Linux 5.12)."""
+    attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOATIME, MOUNT_ATTR_ATIME, 0, 0)
+    _check(
+        _libc.syscall(
+            _SYS_MOUNT_SETATTR,
+            descriptor,
+            b"",
+            ctypes.c_uint(AT_EMPTY_PATH),
+            attributes,
+            ctypes.c_size_t(len(attributes)),
+        )
+    )
+
+
+def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:
+    """Mount a file system: mount(2)."""
+    _check(_libc.mount(source, target, kind, ctypes.c_ulong(flags), data))
+
+
+def unmount(target: bytes, flags: int) -> None:
+    """Unmount ``target``: umount2(2)."""
+    _check(_libc.umount2(target, flags))
+
+
+def read_directory(descriptor: int) -> list[tuple[bytes, int]]:
+    """Read a whole directory from its current position.
+
+    Returns (name, d_type) pairs without ``.`` and ``..``.  ``descriptor`` is open for reading
+    (O_PATH will not do).  Raises the OSError of getdents64(2).
+    """
+    entries: list[tuple[bytes, int]] = []
+    buffer = ctypes.create_string_buffer(_DIRECTORY_BUFFER_SIZE)
+    header_size = _DIRENT_HEADER.size
+    while True:
+        size = _check(_libc.getdents64(descriptor, buffer, ctypes.c_size_t(_DIRECTORY_BUFFER_SIZE)))
+        if size == 0:
+            return entries
+        data = buffer.raw[:size]
+        position = 0
+        while position < size:
+            _inode, _offset, length, kind = _DIRENT_HEADER.unpack_from(data, position)
+            start = position + header_size
+            name = data[start : data.index(0, start)]
+            if name != b"." and name != b"..":
+                entries.append((name, kind))
+            position += length
+
+
+def set_times(
+    directory: int, path: bytes, access_ns: int | None, modification_ns: int | None, *, follow: bool
+) -> None:
+    """Set times in nanoseconds since the epoch; None leaves one as it is (utimensat(2), UTIME_OMIT)."""
+    times = (_Timespec * 2)()
+    for slot, value in zip(times, (access_ns, modification_ns), strict=True):
+        if value is None:
+            slot.tv_nsec = UTIME_OMIT
+        else:
+            slot.tv_sec, slot.tv_nsec = divmod(value, 10**9)
+    _check(_libc.utimensat(directory, path, times, 0 if follow else AT_SYMLINK_NOFOLLOW))
+
+
+def file_handle(directory: int, name: bytes) -> tuple[int, bytes]:
+    """Return (type, opaque handle) of a file: name_to_handle_at(2); symlinks are not followed.
+
+    Raises OSError EOPNOTSUPP where the file system has no handles.
+    """
+    handle = _FileHandle(handle_bytes=_MAX_HANDLE_SIZE)
+    mount_id = ctypes.c_int()
+    flags = 0 if name else AT_EMPTY_PATH
+    _check(_libc.name_to_handle_at(directory, name, ctypes.byref(handle), ctypes.byref(mount_id), flags))
+    return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def open_handle(mount_descriptor: int, kind: int, handle: bytes, flags: int) -> int:
+    """Open a file by its handle: open_by_handle_at(2).
+
+    Raises OSError EPERM without CAP_DAC_READ_SEARCH, ESTALE when the file has gone.
+    """
+    if len(handle) > _MAX_HANDLE_SIZE:
+        raise OSError(22, os.strerror(22))
+    structure = _FileHandle(handle_bytes=len(handle), handle_type=kind)
+    structure.f_handle[: len(handle)] = list(handle)
+    return _check(_libc.open_by_handle_at(mount_descriptor, ctypes.byref(structure), flags | os.O_CLOEXEC))
+
+
+def file_system_uuid(descriptor: int) -> bytes | None:
+    """Return the 16-byte UUID of the file system behind an open file, None where it tells none."""
+    answer = bytearray(17)
+    try:
+        fcntl.ioctl(descriptor, _FS_IOC_GETFSUUID, answer)
+    except OSError:
+        return None
+    return bytes(answer[1:17]) if answer[0] == 16 else None
+
+
+def clone_file(source: int, target: int) -> None:
+    """Make ``target`` share all of ``source``'s blocks: FICLONE, ioctl_ficlonerange(2)."""
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def mount_id(descriptor: int) -> int:
+    """Return the id of the mount that a descriptor was opened through (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    raise OSError(2, "no mnt_id in fdinfo")

@@ -1,0 +1,148 @@
+"""How are owner, mode, times, size and extended attributes read and changed?
+
+The twin of fs/overlayfs/inode.c (setattr) and xattrs.c.  A change copies the object up first.  Who may do
+what has been decided by the kernel above us (default_permissions).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+from pyoverlay.layers import marks
+from pyoverlay.overlay.copy_up import CopyUps
+from pyoverlay.overlay.lookup import error
+from pyoverlay.overlay.node import Node
+
+_ACL_PREFIX: Final = b"system.posix_acl_"
+_TRUSTED_PREFIX: Final = b"trusted."
+_CAPABILITY: Final = b"security.capability"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a setattr asks for; None leaves a thing as it is.  Size in bytes, times in ns since the epoch."""
+
+    mode: int | None = None
+    user: int | None = None
+    group: int | None = None
+    size: int | None = None
+    access_ns: int | None = None
+    modification_ns: int | None = None
+
+
+class AttributeChanges:
+    """Reads and changes attributes."""
+
+    def __init__(self, copy_ups: CopyUps) -> None:
+        """Work on nodes that ``copy_ups`` can move to the upper."""
+        self._copy_ups = copy_ups
+        self._dialect = copy_ups.stack.dialect
+        self._has_acls = copy_ups.stack.options.acl
+
+    def change(self, node: Node, change: Change, descriptor: int | None = None) -> None:
+        """Apply ``change``; ``descriptor`` is the caller's own, open for writing, if it has one.
+
+        Raises CopyUpNeeded or OSError.
+        """
+        upper = self._copy_ups.need_upper(node, with_data=change.size != 0)
+        node.attributes = None
+        if change.size is not None:
+            self._truncate(node, change.size, descriptor)
+        if change.user is not None or change.group is not None:
+            upper.set_owner(
+                -1 if change.user is None else change.user, -1 if change.group is None else change.group
+            )
+        if change.mode is not None:
+            upper.set_mode(stat.S_IMODE(change.mode))
+        if change.access_ns is not None or change.modification_ns is not None:
+            upper.set_times(change.access_ns, change.modification_ns)
+
+    def _truncate(self, node: Node, size: int, descriptor: int | None) -> None:
+        assert node.upper is not None
+        if not node.is_regular:
+            raise error(errno.EINVAL)
+        if descriptor is not None:
+            os.ftruncate(descriptor, size)
+        else:
+            opened = node.upper.open(os.O_WRONLY)
+            try:
+                os.ftruncate(opened, size)
+            finally:
+                os.close(opened)
+        self.kill_privileges_if_asked(node)
+
+    def kill_privileges_if_asked(self, node: Node) -> None:
+        """Clear suid, sgid and capabilities when an unprivileged caller changed the data."""
+        if node.kill_privileges:
+            node.kill_privileges = False
+            self.kill_privileges(node)
+
+    def kill_privileges(self, node: Node) -> None:
+        """Clear suid, sgid (where the group may execute) and capabilities: fs/attr.c: setattr_should_drop_suidgid.
+
+        The node is in the upper.
+        """
+        assert node.upper is not None
+        mode = node.upper.status().st_mode
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            node.upper.set_mode(stat.S_IMODE(kept))
+        with contextlib.suppress(OSError):
+            node.upper.remove_attribute(_CAPABILITY)
+        node.attributes = None
+
+    # Extended attributes
+
+    def get(self, node: Node, name: bytes) -> bytes:
+        """Return the value of an extended attribute, as the user calls it.
+
+        Raises OSError ENODATA, EOPNOTSUPP.
+        """
+        self._refuse_acl_if_off(name)
+        return node.real.attribute(marks.to_disk(self._dialect, name))
+
+    def names(self, node: Node, *, trusted: bool) -> list[bytes]:
+        """List the extended attributes; ``trusted`` ones only for those who may see them.
+
+        fs/overlayfs/xattrs.c: ovl_listxattr.
+        """
+        shown = (marks.from_disk(self._dialect, name) for name in node.real.list_attributes())
+        return [
+            name
+            for name in shown
+            if name is not None
+            and (trusted or not name.startswith(_TRUSTED_PREFIX))
+            and (self._has_acls or not name.startswith(_ACL_PREFIX))
+        ]
+
+    def set(self, node: Node, name: bytes, value: bytes) -> None:
+        """Set an extended attribute.  Raises CopyUpNeeded or OSError."""
+        self._refuse_acl_if_off(name)
+        name_on_disk = marks.to_disk(self._dialect, name)
+        upper = self._copy_ups.need_upper(node)
+        upper.set_attribute(name_on_disk, value)
+        node.attributes = None
+
+    def remove(self, node: Node, name: bytes) -> None:
+        """Remove an extended attribute; one that isn't there copies nothing up.
+
+        Raises CopyUpNeeded or OSError ENODATA.
+        """
+        self._refuse_acl_if_off(name)
+        name_on_disk = marks.to_disk(self._dialect, name)
+        if node.upper is None and not name.startswith(_ACL_PREFIX):
+            node.real.attribute(name_on_disk)
+        upper = self._copy_ups.need_upper(node)
+        upper.remove_attribute(name_on_disk)
+        node.attributes = None
+
+    def _refuse_acl_if_off(self, name: bytes) -> None:
+        if not self._has_acls and name.startswith(_ACL_PREFIX):
+            raise error(errno.EOPNOTSUPP)

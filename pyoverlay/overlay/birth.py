@@ -1,0 +1,107 @@
+"""Which owner, mode and ACLs does a new object begin with, and how does it get them?
+
+POSIX's rules for creation (umask or default ACL, setgid directories), applied by us because the daemon
+creates on the caller's behalf.  It knows nothing of layers beyond the object that is being made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pyoverlay.layers.layer import LayerObject
+from pyoverlay.overlay import access_control
+from pyoverlay.overlay.lookup import error
+
+_ACCESS_ACL = b"system.posix_acl_access"
+_DEFAULT_ACL = b"system.posix_acl_default"
+_NO_ACL = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
+
+
+class Caller(NamedTuple):
+    """Who asks: ids as numbers, ``umask`` as bits, ``pid`` of the calling thread."""
+
+    user: int
+    group: int
+    umask: int
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a new object gets.  ``plain`` says that creating it with ``mode`` is all there is to do."""
+
+    mode: int
+    user: int
+    group: int
+    access_acl: bytes | None
+    default_acl: bytes | None
+    under_default_acl: bool
+
+    @property
+    def plain(self) -> bool:
+        """Whether the daemon's own creation gives the right owner and ACL."""
+        return self.user == os.geteuid() and self.group == os.getegid() and not self.under_default_acl
+
+    @property
+    def first_mode(self) -> int:
+        """The mode to create with: nobody may use an object that isn't its owner's yet."""
+        return stat.S_IMODE(self.mode) if self.plain else 0
+
+    def finish(self, created: LayerObject) -> None:
+        """Give a new object (no symlink) its owner, ACLs and mode, suid and sgid last."""
+        if self.plain:
+            return
+        self.finish_owner(created)
+        if self.under_default_acl:
+            _set_or_remove(created, _ACCESS_ACL, self.access_acl)
+            if stat.S_ISDIR(self.mode):
+                _set_or_remove(created, _DEFAULT_ACL, self.default_acl)
+        created.set_mode(stat.S_IMODE(self.mode))
+
+    def finish_owner(self, created: LayerObject) -> None:
+        """Give a new object its owner only: all that a symlink has."""
+        if self.user != os.geteuid() or self.group != os.getegid():
+            created.set_owner(self.user, self.group)
+
+
+def plan_birth(parent: LayerObject, parent_status: os.stat_result, mode: int, caller: Caller) -> Birth:
+    """Work out what an object of ``mode`` (with its type) begins with, created by ``caller`` in ``parent``.
+
+    Sources: fs/posix_acl.c: posix_acl_create; fs/inode.c: inode_init_owner.
+    """
+    group = caller.group
+    is_directory = stat.S_ISDIR(mode)
+    if parent_status.st_mode & stat.S_ISGID:
+        group = parent_status.st_gid
+        if is_directory:
+            mode |= stat.S_ISGID
+    default = _default_acl(parent) if not stat.S_ISLNK(mode) else None
+    if default is None:
+        return Birth(mode & ~caller.umask, caller.user, group, None, None, False)
+    try:
+        inherited = access_control.inherit(default, mode, directory=is_directory)
+    except ValueError:
+        raise error(errno.EIO) from None
+    return Birth(inherited.mode, caller.user, group, inherited.access, inherited.default, True)
+
+
+def _default_acl(parent: LayerObject) -> bytes | None:
+    try:
+        return parent.attribute(_DEFAULT_ACL)
+    except OSError as failure:
+        if failure.errno in _NO_ACL:
+            return None
+        raise
+
+
+def _set_or_remove(created: LayerObject, name: bytes, value: bytes | None) -> None:
+    if value is not None:
+        created.set_attribute(name, value)
+        return
+    with contextlib.suppress(OSError):
+        created.remove_attribute(name)

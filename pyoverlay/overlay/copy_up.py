@@ -1,0 +1,444 @@
+"""How does an object move to the upper?
+
+The twin of fs/overlayfs/copy_up.c.  Everything is prepared in the work directory and published by one link or
+rename; until then the lower shows.  A regular file's data may take long: `CopyUp.copy` works on descriptors
+of its own and may run in any thread, while `begin` and `publish` belong to the thread that owns the
+file system.  Nothing here knows threads, though.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+from pyoverlay.layers import marks, syscalls
+from pyoverlay.layers.layer import LayerObject
+from pyoverlay.layers.stack import Stack, WorkDirectory
+from pyoverlay.overlay.lookup import Lookup, error
+from pyoverlay.overlay.node import Directory, Node
+
+_PIECE: Final = 4 * 1024 * 1024
+_NO_REFLINK: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM})
+_NO_RANGE_COPY: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM})
+_NO_UNNAMED_FILE: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
+_MUST_BE_KEPT: Final = (b"security.", b"system.posix_acl_")
+
+
+class CopyUpNeeded(Exception):  # noqa: N818 - it asks for something, nothing failed
+    """An operation needs a regular file in the upper first: copy it up, then try again.
+
+    ``with_data`` is false when the file is about to be truncated to nothing.
+    """
+
+    def __init__(self, node: Node, *, with_data: bool = True) -> None:
+        """Ask for ``node``."""
+        super().__init__(node.name)
+        self.node = node
+        self.with_data = with_data
+
+
+class CopyUpCancelled(Exception):  # noqa: N818
+    """Everybody who waited for a copy-up has been killed."""
+
+
+class CopyUps:
+    """Moves objects to the upper."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        """Copy up what ``lookup`` found."""
+        self._lookup = lookup
+        self.stack: Final[Stack] = lookup.stack
+        self.moved: list[Node] = []
+        """Nodes that were copied up since somebody took note of it: what the kernel caches of them is old."""
+
+    # What an operation calls
+
+    def need_upper(self, node: Node, *, with_data: bool = True) -> LayerObject:
+        """Return the place of ``node`` in the upper, moving it there if that needs no data.
+
+        Raises CopyUpNeeded for a regular file in a lower, OSError EROFS without an upper.
+        """
+        if node.upper is not None:
+            return node.upper
+        if self.stack.upper is None:
+            raise error(errno.EROFS)
+        if isinstance(node, Directory):
+            return self.directory(node)
+        if node.is_regular:
+            raise CopyUpNeeded(node, with_data=with_data)
+        return self._special(node)
+
+    def directory(self, directory: Directory) -> LayerObject:
+        """Copy up a directory after those above it that are missing in the upper."""
+        if directory.upper is not None:
+            return directory.upper
+        if self.stack.upper is None:
+            raise error(errno.EROFS)
+        if directory.unlinked:
+            raise error(errno.ENOENT)
+        missing: list[Directory] = []
+        current: Directory | None = directory
+        while current is not None and current.upper is None:
+            missing.append(current)
+            current = current.parent
+        while missing:
+            self._directory(missing.pop())
+        assert directory.upper is not None
+        return directory.upper
+
+    def begin(self, node: Node, *, with_data: bool = True) -> CopyUp:
+        """Begin to copy up a regular file; its directories come first.
+
+        Raises OSError.
+        """
+        if not node.unlinked:
+            assert node.parent is not None
+            self.directory(node.parent)
+        return CopyUp(self, node, with_data=with_data)
+
+    def run(self, node: Node, *, with_data: bool = True) -> None:
+        """Copy up a regular file, waiting for all of it."""
+        job = self.begin(node, with_data=with_data)
+        try:
+            job.copy()
+            job.publish()
+        finally:
+            job.close()
+
+    # Directories, symlinks, fifos, sockets, devices
+
+    def _directory(self, directory: Directory) -> None:
+        parent = directory.parent
+        assert parent is not None and parent.upper is not None and directory.lower is not None
+        work = self.work
+        lower = directory.lower
+        status = lower.status()
+        with work.temporary() as temporary:
+            work.root.make_directory(temporary, 0o700)
+            prepared = work.root.child(temporary)
+            self._copy_metadata(lower, status, prepared, has_origin=True)
+            if self.stack.options.fsync == "strict":
+                prepared.sync()
+            with self._keeping_times(parent.upper):
+                work.root.rename(temporary, parent.upper, directory.name, syscalls.RENAME_NOREPLACE)
+        self.stack.cache.forget(prepared)
+        directory.upper = parent.upper.child(directory.name)
+        if parent.loaded:
+            parent.covered.add(directory.name)
+        self.mark_impure(parent.upper)
+        self.take_note(directory)
+
+    def _special(self, node: Node) -> LayerObject:
+        lower = node.lower
+        assert lower is not None
+        status = lower.status()
+        if node.unlinked:
+            return self._unlinked_special(node, lower, status)
+        parent = node.parent
+        assert parent is not None
+        upper_parent = self.directory(parent)
+        work = self.work
+        with work.temporary() as temporary:
+            self._make_twin(lower, status, work.root, temporary)
+            broken_link = status.st_nlink > 1
+            prepared = work.root.child(temporary)
+            self._copy_metadata(lower, status, prepared, has_origin=not broken_link)
+            with self._keeping_times(upper_parent):
+                work.root.rename(temporary, upper_parent, node.name, syscalls.RENAME_NOREPLACE)
+        self.settle(node, upper_parent.child(node.name), broken_link=broken_link)
+        assert node.upper is not None
+        return node.upper
+
+    def _unlinked_special(self, node: Node, lower: LayerObject, status: os.stat_result) -> LayerObject:
+        """Copy up an object that has no name left: its twin loses its name in the work directory at once."""
+        work = self.work
+        with work.temporary() as temporary:
+            self._make_twin(lower, status, work.root, temporary)
+            twin = work.root.child(temporary)
+            self._copy_metadata(lower, status, twin, has_origin=False)
+            twin.hold_open()
+            work.root.remove_file(temporary)
+        node.upper = twin
+        self.take_note(node)
+        return twin
+
+    @staticmethod
+    def _make_twin(lower: LayerObject, status: os.stat_result, work: LayerObject, name: bytes) -> None:
+        if stat.S_ISLNK(status.st_mode):
+            work.make_symlink(name, lower.read_link())
+        else:
+            work.make_special(name, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev)
+
+    def _copy_metadata(
+        self, lower: LayerObject, status: os.stat_result, prepared: LayerObject, *, has_origin: bool
+    ) -> None:
+        """Copy owner, mode, attributes and times in an order in which none undoes another."""
+        prepared.set_owner(status.st_uid, status.st_gid)
+        if not stat.S_ISLNK(status.st_mode):
+            prepared.set_mode(stat.S_IMODE(status.st_mode))
+        for name in self.kept_attributes(lower):
+            with _tolerating(name):
+                prepared.set_attribute(name, lower.attribute(name))
+        if has_origin:
+            with _tolerating(b""):
+                prepared.set_attribute(self.stack.dialect.attribute("origin"), self.origin(lower))
+        prepared.set_times(status.st_atime_ns, status.st_mtime_ns)
+
+    # Parts that the copy of a regular file shares
+
+    @property
+    def work(self) -> WorkDirectory:
+        """The work directory."""
+        work = self.stack.work
+        if work is None:
+            raise error(errno.EROFS)
+        return work
+
+    def kept_attributes(self, lower: LayerObject) -> list[bytes]:
+        """Return the names of the attributes that a copy gets: all but the overlay's own."""
+        names = lower.list_attributes()
+        return [name for name in names if not marks.is_own_attribute(self.stack.dialect, name)]
+
+    def origin(self, lower: LayerObject) -> bytes:
+        """Return the value of ``origin`` for a copy of ``lower``; empty says "copied up, from we don't know where"."""
+        if lower.layer.uuid is None:
+            return b""
+        try:
+            kind, handle = lower.handle()
+            return marks.encode_origin(kind, handle, lower.layer.uuid)
+        except (OSError, ValueError):
+            return b""
+
+    def settle(self, node: Node, upper: LayerObject, *, broken_link: bool) -> None:
+        """Let ``node`` be its copy from now on."""
+        node.upper = upper
+        node.lost_names = 0
+        parent = node.parent
+        if parent is not None and parent.loaded:
+            parent.covered.add(node.name)
+        if broken_link:
+            # Each name of a lower hard link becomes a file of its own (the kernel with index=off).
+            node.inode = self._lookup.numbers.number(upper.layer, upper.status().st_ino)
+        elif parent is not None and parent.upper is not None:
+            self.mark_impure(parent.upper)
+        self.take_note(node)
+
+    def mark_impure(self, upper: LayerObject) -> None:
+        """Tell the kernel that inode numbers in this directory are others' (fs/overlayfs/util.c: ovl_set_impure)."""
+        name = self.stack.dialect.attribute("impure")
+        with _tolerating(b""):
+            if name not in upper.list_attributes():
+                upper.set_attribute(name, b"y")
+
+    def take_note(self, node: Node) -> None:
+        """Remember that ``node`` is another object on disk now."""
+        node.attributes = None
+        self.moved.append(node)
+
+    @contextlib.contextmanager
+    def _keeping_times(self, directory: LayerObject) -> Iterator[None]:
+        """Restore a directory's times: a copy-up is no change of its contents."""
+        before = directory.status()
+        yield
+        with contextlib.suppress(OSError):
+            directory.set_times(before.st_atime_ns, before.st_mtime_ns)
+
+    def publish(self, descriptor: int, temporary: bytes | None, node: Node) -> None:
+        """Give the prepared copy of a regular file its name in the upper."""
+        parent = node.parent
+        assert parent is not None and parent.upper is not None
+        with self._keeping_times(parent.upper):
+            if temporary is None:
+                parent.upper.link_descriptor(descriptor, node.name)
+            else:
+                self.work.root.rename(temporary, parent.upper, node.name, syscalls.RENAME_NOREPLACE)
+        if self.stack.options.fsync == "strict":
+            parent.upper.sync()
+
+
+class CopyUp:
+    """One regular file on its way to the upper."""
+
+    def __init__(self, owner: CopyUps, node: Node, *, with_data: bool) -> None:
+        """Open the source and the copy; nothing shows yet.  Raises OSError."""
+        assert node.lower is not None
+        self.node = node
+        self.cancelled = False
+        self._owner = owner
+        self._lower = node.lower
+        self._with_data = with_data
+        self._source = -1
+        self._target = -1
+        self._temporary: bytes | None = None
+        self._origin = b""
+        self._status: os.stat_result
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        if not self.node.verified:
+            self._owner._lookup.refuse_metacopy(self._lower)
+            self.node.verified = True
+        self._source = self._lower.open(os.O_RDONLY)
+        self._status = os.fstat(self._source)
+        work = self._owner.work
+        try:
+            self._target = work.root.create_unnamed_file()
+        except OSError as failure:
+            if failure.errno not in _NO_UNNAMED_FILE:
+                raise
+            self._temporary = work.new_name()
+            self._target = work.root.create_file(self._temporary, os.O_RDWR, 0o600)
+        if not self._broken_link:
+            self._origin = self._owner.origin(self._lower)
+
+    @property
+    def _broken_link(self) -> bool:
+        return self._status.st_nlink > 1
+
+    def copy(self) -> None:
+        """Copy data and metadata, and write them to stable storage.  May run in any thread.
+
+        Raises OSError, or CopyUpCancelled after ``cancelled`` was set.
+        """
+        # Data first: writing clears capabilities, chown clears them and suid, and times come last.
+        if self._with_data:
+            _copy_data(self._source, self._target, self._status.st_size, self)
+        status = self._status
+        os.fchown(self._target, status.st_uid, status.st_gid)
+        os.fchmod(self._target, stat.S_IMODE(status.st_mode))
+        self._copy_attributes()
+        os.utime(self._target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        self._refuse_cancelled()
+        if not self._owner.stack.options.volatile:
+            os.fsync(self._target)
+
+    def _refuse_cancelled(self) -> None:
+        if self.cancelled:
+            raise CopyUpCancelled
+
+    def _copy_attributes(self) -> None:
+        dialect = self._owner.stack.dialect
+        try:
+            names = [os.fsencode(name) for name in os.listxattr(self._source)]
+        except OSError as failure:
+            if failure.errno != errno.EOPNOTSUPP:
+                raise
+            names = []
+        for name in names:
+            if not marks.is_own_attribute(dialect, name):
+                with _tolerating(name):
+                    os.setxattr(self._target, name, os.getxattr(self._source, name))
+        if not self._broken_link:
+            with _tolerating(b""):
+                os.setxattr(self._target, dialect.attribute("origin"), self._origin)
+
+    def publish(self) -> None:
+        """Show the copy in place of the lower.  A file that lost its last name meanwhile stays nameless."""
+        node = self.node
+        self._refuse_cancelled()
+        if node.unlinked:
+            self._keep_nameless()
+            return
+        self._owner.publish(self._target, self._temporary, node)
+        self._temporary = None
+        assert node.parent is not None and node.parent.upper is not None
+        upper = node.parent.upper.child(node.name)
+        self._owner.settle(node, upper, broken_link=self._broken_link)
+
+    def _keep_nameless(self) -> None:
+        upper_layer = self._owner.stack.upper
+        assert upper_layer is not None
+        nameless = LayerObject(upper_layer, None, b"")
+        nameless.hold(os.open(b"/proc/self/fd/%d" % self._target, os.O_PATH | os.O_CLOEXEC))
+        self.node.upper = nameless
+        self._owner.take_note(self.node)
+
+    def close(self) -> None:
+        """Close what is open; a copy that wasn't published is gone."""
+        for descriptor in (self._source, self._target):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._source = self._target = -1
+        if self._temporary is not None:
+            with contextlib.suppress(OSError):
+                self._owner.work.root.remove_file(self._temporary)
+            self._temporary = None
+
+
+def _copy_data(source: int, target: int, size: int, job: CopyUp) -> None:
+    """Share the blocks if the file system can; else copy the extents and keep the holes."""
+    try:
+        syscalls.clone_file(source, target)
+        return
+    except OSError as failure:
+        if failure.errno not in _NO_REFLINK:
+            raise
+    copy = _copy_range
+    for start, end in _extents(source, size):
+        position = start
+        while position < end:
+            job._refuse_cancelled()
+            try:
+                copied = copy(source, target, position, min(end - position, _PIECE))
+            except OSError as failure:
+                if copy is _copy_by_buffer or failure.errno not in _NO_RANGE_COPY:
+                    raise
+                copy = _copy_by_buffer
+                continue
+            if copied == 0:
+                break
+            position += copied
+    os.ftruncate(target, size)
+
+
+def _copy_range(source: int, target: int, position: int, length: int) -> int:
+    return os.copy_file_range(source, target, length, position, position)
+
+
+def _copy_by_buffer(source: int, target: int, position: int, length: int) -> int:
+    data = os.pread(source, min(length, 1024 * 1024), position)
+    written = 0
+    while written < len(data):
+        written += os.pwrite(target, data[written:], position + written)
+    return len(data)
+
+
+def _extents(source: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the (start, end) of the parts of a file that hold data: lseek(2), SEEK_DATA."""
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(source, position, os.SEEK_DATA)
+            end = os.lseek(source, start, os.SEEK_HOLE)
+        except OSError as failure:
+            if failure.errno == errno.ENXIO:
+                return
+            if failure.errno != errno.EINVAL:
+                raise
+            start, end = position, size
+        yield start, end
+        position = end
+
+
+@contextlib.contextmanager
+def _tolerating(name: bytes) -> Iterator[None]:
+    """Let the upper lack support for an attribute, but for those that access depends on.
+
+    fs/overlayfs/copy_up.c: ovl_must_copy_xattr.
+    """
+    try:
+        yield
+    except OSError as failure:
+        if failure.errno == errno.EOPNOTSUPP and not name.startswith(_MUST_BE_KEPT):
+            return
+        if failure.errno == errno.EPERM and name.startswith(b"trusted."):
+            return
+        raise

@@ -1,0 +1,97 @@
+"""How are open files read and written?
+
+The twin of fs/overlayfs/file.c.  A descriptor opened before a copy-up reads the copy afterwards, as the kernel's
+does (``ovl_real_fdget``).  Reads and writes are those of the real file.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from pyoverlay.layers.layer import LayerObject
+from pyoverlay.overlay.attributes import AttributeChanges
+from pyoverlay.overlay.copy_up import CopyUps
+from pyoverlay.overlay.lookup import Lookup
+from pyoverlay.overlay.node import Node
+
+# O_APPEND: the kernel above us says where to write.  O_DIRECT: its alignment is not ours to keep.
+_KEPT_FLAGS: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_TRUNC
+
+
+class OpenFile:
+    """An open regular file of the merged tree."""
+
+    __slots__ = ("descriptor", "node", "retired", "source", "writable")
+
+    def __init__(self, node: Node, descriptor: int, source: LayerObject, *, writable: bool) -> None:
+        """Take over ``descriptor``, opened on ``source``."""
+        self.node = node
+        self.descriptor = descriptor
+        self.source = source
+        self.writable = writable
+        self.retired: list[int] = []
+        """Descriptors of the lower that reads in other threads may still be using."""
+
+    def close(self) -> None:
+        """Close the file."""
+        for descriptor in (self.descriptor, *self.retired):
+            os.close(descriptor)
+
+
+class Files:
+    """Opens files, and keeps descriptors pointed at the real one."""
+
+    def __init__(self, lookup: Lookup, copy_ups: CopyUps, attributes: AttributeChanges) -> None:
+        """Open what ``lookup`` found."""
+        self._lookup = lookup
+        self._copy_ups = copy_ups
+        self._attributes = attributes
+
+    def open(self, node: Node, flags: int) -> OpenFile:
+        """Open a regular file; writing, or truncating, copies it up first.
+
+        Raises CopyUpNeeded; OSError EPERM for a file of metadata only.
+        """
+        truncates = bool(flags & os.O_TRUNC)
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if writable or truncates:
+            self._copy_ups.need_upper(node, with_data=not truncates)
+        elif not node.verified:
+            if node.upper is None:
+                self._lookup.refuse_metacopy(node.real)
+            node.verified = True
+        descriptor = node.real.open(flags & _KEPT_FLAGS)
+        if truncates:
+            node.attributes = None
+            self._attributes.kill_privileges_if_asked(node)
+        return OpenFile(node, descriptor, node.real, writable=writable)
+
+    def descriptor_for_reading(self, file: OpenFile) -> int:
+        """Return the descriptor to read from now: the copy's, if the file was copied up meanwhile."""
+        node = file.node
+        if file.source is not node.real and not file.writable:
+            file.retired.append(file.descriptor)
+            file.descriptor = node.real.open(os.O_RDONLY)
+            file.source = node.real
+        if node.upper is not None:
+            # Reading may move the upper file's atime.
+            node.attributes = None
+        return file.descriptor
+
+    @staticmethod
+    def write(file: OpenFile, offset: int, data: bytes) -> int:
+        """Write all of ``data`` at ``offset``, or as much as there is room for; return the bytes written.
+
+        Raises OSError ENOSPC and the like when nothing could be written.
+        """
+        file.node.attributes = None
+        written = 0
+        while written < len(data):
+            try:
+                written += os.pwrite(file.descriptor, data[written:] if written else data, offset + written)
+            except OSError:
+                if written:
+                    return written
+                raise
+        return written

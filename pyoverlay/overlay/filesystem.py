@@ -1,0 +1,251 @@
+"""What may a transport ask of the overlay?
+
+`OverlayFilesystem` is the one face of the semantics: it knows nodeids and handles, and hands each question to the
+room that answers it.  It is plain sequential Python: no FUSE, no threads.  An operation that needs a regular
+file's data in the upper raises `CopyUpNeeded` before it has changed anything; whoever calls copies it up
+(`begin_copy_up`) and asks again.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from pyoverlay.layers.stack import Stack
+from pyoverlay.overlay.attributes import AttributeChanges, Change
+from pyoverlay.overlay.birth import Caller
+from pyoverlay.overlay.copy_up import CopyUp, CopyUpNeeded, CopyUps
+from pyoverlay.overlay.files import Files, OpenFile
+from pyoverlay.overlay.listing import DirectoryReader, Listing
+from pyoverlay.overlay.lookup import Lookup, error
+from pyoverlay.overlay.namespace import Namespace
+from pyoverlay.overlay.node import Attributes, Directory, Node
+
+__all__ = ["Attributes", "Caller", "Change", "CopyUpNeeded", "Node", "OverlayFilesystem"]
+
+Result = TypeVar("Result")
+
+
+class OverlayFilesystem:
+    """A mounted stack, without the mount.
+
+    Objects are named by nodeid (the root is 1), open files and directories by handle.  Every node that `lookup`,
+    a creating method or a listing returns is to be counted with `remember`, if the kernel is told of it.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        """Serve ``stack``, whose work directory is prepared."""
+        self.stack = stack
+        self._lookup = Lookup(stack)
+        self.nodes = self._lookup.nodes
+        self._listing = Listing(self._lookup)
+        self._copy_ups = CopyUps(self._lookup)
+        self._attributes = AttributeChanges(self._copy_ups)
+        self._files = Files(self._lookup, self._copy_ups, self._attributes)
+        self._namespace = Namespace(self._lookup, self._listing, self._copy_ups)
+        self._handles: dict[int, OpenFile | DirectoryReader] = {}
+        self._next_handle = itertools.count(1)
+
+    # Nodes
+
+    def node(self, nodeid: int) -> Node:
+        """Return a node that the kernel knows; raises OSError ESTALE."""
+        node = self.nodes.get(nodeid)
+        if node is None:
+            raise error(errno.ESTALE)
+        return node
+
+    def directory(self, nodeid: int) -> Directory:
+        """Return a directory that the kernel knows; raises OSError ESTALE, ENOTDIR."""
+        node = self.node(nodeid)
+        if not isinstance(node, Directory):
+            raise error(errno.ENOTDIR)
+        return node
+
+    def lookup(self, parent: int, name: bytes) -> Node:
+        """Find a name; raises OSError ENOENT, EPERM, EINVAL, ELOOP."""
+        directory = self.directory(parent)
+        if self._lookup.wants_loading(directory):
+            self._listing.load(directory)
+        return self._lookup.find(directory, name)
+
+    def remember(self, node: Node) -> None:
+        """Count one lookup of a node: the kernel was told of it."""
+        self.nodes.remember(node)
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """Take back lookups, as FORGET does."""
+        self.nodes.forget(nodeid, lookups)
+
+    def attributes(self, node: Node) -> Attributes:
+        """Return what stat shows of a node."""
+        return self._lookup.attributes(node)
+
+    def take_copied_up(self) -> list[int]:
+        """Return the nodeids of what was copied up since the last call: the kernel's attributes of it are old."""
+        moved = self._copy_ups.moved
+        if not moved:
+            return []
+        self._copy_ups.moved = []
+        return [node.nodeid for node in moved if node.nodeid]
+
+    # Copy-up
+
+    def begin_copy_up(self, need: CopyUpNeeded) -> CopyUp:
+        """Begin what an operation asked for.  Raises OSError."""
+        return self._copy_ups.begin(need.node, with_data=need.with_data)
+
+    def run(self, operation: Callable[[], Result]) -> Result:
+        """Run an operation of this file system with all the copy-ups that it needs, waiting for each."""
+        while True:
+            try:
+                return operation()
+            except CopyUpNeeded as need:
+                self._copy_ups.run(need.node, with_data=need.with_data)
+
+    # Attributes
+
+    def change_attributes(self, nodeid: int, change: Change, handle: int | None = None) -> Node:
+        """Apply a change; ``handle`` is the open file that the caller has, if any."""
+        node = self.node(nodeid)
+        opened = self._handles.get(handle) if handle is not None else None
+        descriptor = opened.descriptor if isinstance(opened, OpenFile) and opened.writable else None
+        self._attributes.change(node, change, descriptor)
+        return node
+
+    def kill_privileges(self, nodeid: int) -> None:
+        """Clear suid, sgid and capabilities of a file that an unprivileged caller writes to.
+
+        A file that isn't in the upper yet loses them with the change of data that copies it up.
+        """
+        node = self.nodes.get(nodeid)
+        if node is None or not node.is_regular:
+            return
+        if node.upper is None:
+            node.kill_privileges = True
+        else:
+            self._attributes.kill_privileges(node)
+
+    def extended_attribute(self, nodeid: int, name: bytes) -> bytes:
+        """Return the value of an extended attribute."""
+        return self._attributes.get(self.node(nodeid), name)
+
+    def extended_attributes(self, nodeid: int, *, trusted: bool) -> list[bytes]:
+        """List extended attributes; ``trusted`` ones only for those who may see them."""
+        return self._attributes.names(self.node(nodeid), trusted=trusted)
+
+    def set_extended_attribute(self, nodeid: int, name: bytes, value: bytes) -> None:
+        """Set an extended attribute."""
+        self._attributes.set(self.node(nodeid), name, value)
+
+    def remove_extended_attribute(self, nodeid: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        self._attributes.remove(self.node(nodeid), name)
+
+    def read_link(self, nodeid: int) -> bytes:
+        """Return a symlink's target."""
+        return self.node(nodeid).real.read_link()
+
+    def status_of_file_system(self) -> os.statvfs_result:
+        """Return statvfs of the upper, else of the topmost lower."""
+        return (self.stack.upper or self.stack.lowers[0]).status_of_file_system()
+
+    # Names
+
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Node, int]:
+        """Create a regular file; return it with the handle that it is open under."""
+        node, opened = self._namespace.create(self.directory(parent), name, mode, flags, caller)
+        return node, self._new_handle(opened)
+
+    def make_special(self, parent: int, name: bytes, mode: int, device: int, caller: Caller) -> Node:
+        """Create a fifo, socket, device or regular file."""
+        return self._namespace.make_special(self.directory(parent), name, mode, device, caller)
+
+    def make_directory(self, parent: int, name: bytes, mode: int, caller: Caller) -> Node:
+        """Create a directory."""
+        return self._namespace.make_directory(self.directory(parent), name, mode, caller)
+
+    def make_symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Node:
+        """Create a symlink."""
+        return self._namespace.make_symlink(self.directory(parent), name, target, caller)
+
+    def link(self, nodeid: int, parent: int, name: bytes) -> Node:
+        """Give a file one more name."""
+        return self._namespace.link(self.node(nodeid), self.directory(parent), name)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name that is no directory."""
+        self._namespace.unlink(self.directory(parent), name)
+
+    def remove_directory(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        self._namespace.remove_directory(self.directory(parent), name)
+
+    def rename(
+        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """Rename or exchange; ``flags`` as in renameat2(2)."""
+        self._namespace.rename(
+            self.directory(old_parent), old_name, self.directory(new_parent), new_name, flags
+        )
+
+    # Open files and directories
+
+    def open(self, nodeid: int, flags: int) -> int:
+        """Open a regular file; return its handle."""
+        return self._new_handle(self._files.open(self.node(nodeid), flags))
+
+    def file(self, handle: int) -> OpenFile:
+        """Return an open file; raises OSError EBADF."""
+        opened = self._handles.get(handle)
+        if not isinstance(opened, OpenFile):
+            raise error(errno.EBADF)
+        return opened
+
+    def descriptor_for_reading(self, handle: int) -> int:
+        """Return the descriptor to read an open file from, valid until it is released."""
+        return self._files.descriptor_for_reading(self.file(handle))
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write to an open file; return the bytes written."""
+        return self._files.write(self.file(handle), offset, data)
+
+    def open_directory(self, nodeid: int) -> int:
+        """Open a directory for listing; return its handle."""
+        return self._new_handle(DirectoryReader(self.directory(nodeid)))
+
+    def read_directory(self, handle: int, offset: int) -> Iterator[tuple[bytes, Node, int]]:
+        """Yield (name, node, next offset) from an offset on; 0 begins anew."""
+        return self._listing.read(self._reader(handle), offset)
+
+    def descriptor_for_sync(self, handle: int) -> int | None:
+        """Return a new descriptor of an open directory to fsync, None when it isn't in the upper."""
+        directory = self._reader(handle).directory
+        return None if directory.upper is None else directory.upper.open_for_listing()
+
+    def release(self, handle: int) -> None:
+        """Close an open file or directory."""
+        opened = self._handles.pop(handle, None)
+        if isinstance(opened, OpenFile):
+            opened.close()
+
+    def _reader(self, handle: int) -> DirectoryReader:
+        opened = self._handles.get(handle)
+        if not isinstance(opened, DirectoryReader):
+            raise error(errno.EBADF)
+        return opened
+
+    def _new_handle(self, opened: OpenFile | DirectoryReader) -> int:
+        handle = next(self._next_handle)
+        self._handles[handle] = opened
+        return handle
+
+    def close(self) -> None:
+        """Close what is still open."""
+        for handle in list(self._handles):
+            self.release(handle)

@@ -1,0 +1,384 @@
+"""How is a name found through the stack?
+
+The twin of fs/overlayfs/namei.c: whiteouts, opaque directories, redirects, metacopy, origin.  What was
+found becomes a `Node`, known to its parent directory from then on.  It changes nothing on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+from pyoverlay.layers import marks
+from pyoverlay.layers.layer import Layer, LayerObject
+from pyoverlay.layers.stack import Stack
+from pyoverlay.overlay.node import Attributes, Directory, InodeNumbers, Node, NodeTable
+
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+_LOOKUPS_BEFORE_LOADING: Final = 8
+_BLOCK: Final = 512
+_NO_UUID: Final = bytes(16)
+
+
+def error(number: int) -> OSError:
+    """Make the OSError of an errno."""
+    return OSError(number, os.strerror(number))
+
+
+@dataclass(slots=True)
+class DirectoryMarks:
+    """What the marks on a layer's directory say: ``opaque`` hides all below, ``redirect`` renames it there."""
+
+    opaque: bool = False
+    has_attribute_whiteouts: bool = False
+    redirect: marks.Redirect | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """What a name is: its places, topmost first (several for a merged directory), and the first one's status."""
+
+    objects: list[LayerObject]
+    status: os.stat_result
+
+
+class Lookup:
+    """Finds names and makes nodes."""
+
+    def __init__(self, stack: Stack) -> None:
+        """Look things up in ``stack``."""
+        self.stack = stack
+        self._follows_redirects = stack.options.redirect_dir == "follow"
+        layers: list[Layer] = [stack.upper] if stack.upper else []
+        self.numbers: Final = InodeNumbers(layers + list(stack.lowers))
+        self._longest_name = max(layer.status_of_file_system().f_namemax for layer in layers + list(stack.lowers))
+        self._opaque_attributes: Final = frozenset(marks.OPAQUE_ATTRIBUTES)
+        self.root: Final = self._make_root()
+        self.nodes: Final = NodeTable(self.root)
+
+    def _make_root(self) -> Directory:
+        upper = self.stack.upper
+        lowers = tuple(layer.root for layer in self.stack.lowers)
+        top = lowers[0]
+        inode = self.numbers.number(top.layer, top.status().st_ino)
+        return Directory(inode, upper.root if upper else None, lowers)
+
+    # Names
+
+    def find(self, parent: Directory, name: bytes) -> Node:
+        """Return the node that ``name`` is in ``parent``.
+
+        Raises OSError ENOENT; EPERM for a redirect or metacopy file that may not be followed, EINVAL for a
+        malformed redirect, ELOOP where a lower contains the upper.
+        """
+        known = parent.entries.get(name)
+        if isinstance(known, Node):
+            return known
+        if len(name) > self._longest_name:
+            raise error(errno.ENAMETOOLONG)
+        if known is None and (parent.loaded or parent.unlinked or marks.is_aufs_mark(name)):
+            raise error(errno.ENOENT)
+        found = self._search(parent, name, known)
+        if found is None:
+            parent.entries.pop(name, None)
+            raise error(errno.ENOENT)
+        node = self._make_node(parent, name, found)
+        self.nodes.add_name(node, parent, name)
+        return node
+
+    def wants_loading(self, parent: Directory) -> bool:
+        """Count a lookup in a directory that isn't loaded; tell whether loading it now pays."""
+        if parent.loaded:
+            return False
+        parent.lookups_unloaded += 1
+        return parent.lookups_unloaded > _LOOKUPS_BEFORE_LOADING
+
+    def _search(
+        self, parent: Directory, name: bytes, known: tuple[LayerObject, ...] | None
+    ) -> Found | None:
+        """fs/overlayfs/namei.c: ovl_lookup.  ``known`` are the directories in which the name was seen."""
+        directories = parent.contributors() if known is None else known
+        objects: list[LayerObject] = []
+        status: os.stat_result | None = None
+        for directory in directories:
+            candidate = directory.child(name)
+            seen = self._status(candidate)
+            hides_below = known is None and self._has_aufs_whiteout(directory, name)
+            if seen is None:
+                if hides_below:
+                    break
+                continue
+            if self._is_whiteout(candidate, seen):
+                break
+            if not stat.S_ISDIR(seen.st_mode):
+                if not objects:
+                    self._suspect_metacopy(candidate, seen)
+                    return Found([candidate], seen)
+                break
+            self._refuse_trap(seen)
+            objects.append(candidate)
+            status = status or seen
+            if hides_below or not self._merges_below(candidate, parent, objects):
+                break
+        return Found(objects, status) if status else None
+
+    def _merges_below(
+        self, candidate: LayerObject, parent: Directory, objects: list[LayerObject]
+    ) -> bool:
+        """Read a directory's marks; a redirect adds the objects it leads to."""
+        if candidate.layer is self.stack.lowers[-1]:
+            return False
+        found = self.directory_marks(candidate)
+        if found.opaque:
+            return False
+        if found.redirect is not None:
+            if not self._follows_redirects:
+                raise error(errno.EPERM)
+            self._follow(found.redirect, candidate, parent, objects)
+            return False
+        return True
+
+    def _follow(
+        self, redirect: marks.Redirect, origin: LayerObject, parent: Directory, objects: list[LayerObject]
+    ) -> None:
+        """Go on below ``origin``'s layer under the name that its redirect gives."""
+        below = self._layers_below(origin.layer)
+        if redirect.absolute:
+            starts = [layer.root for layer in below]
+        else:
+            starts = [directory for directory in parent.lowers if directory.layer in below]
+        components = list(redirect.names)
+        for start in starts:
+            target = self._descend(start, components)
+            if target is None:
+                continue
+            if isinstance(target, bool):
+                return
+            objects.append(target)
+            found = self.directory_marks(target)
+            if found.opaque:
+                return
+            if found.redirect is None:
+                continue
+            if found.redirect.absolute:
+                self._follow(found.redirect, target, parent, objects)
+                return
+            components = [*components[:-1], *found.redirect.names]
+
+    def _descend(self, start: LayerObject, components: list[bytes]) -> LayerObject | bool | None:
+        """Walk down in one layer: the directory there, None when it is absent, False when all below is hidden."""
+        current = start
+        for component in components:
+            candidate = current.child(component)
+            seen = self._status(candidate)
+            if seen is None:
+                return False if self._has_aufs_whiteout(current, component) else None
+            if self._is_whiteout(candidate, seen) or not stat.S_ISDIR(seen.st_mode):
+                return False
+            current = candidate
+        return current
+
+    def _layers_below(self, layer: Layer) -> tuple[Layer, ...]:
+        lowers = self.stack.lowers
+        return lowers if layer is self.stack.upper else lowers[lowers.index(layer) + 1 :]
+
+    def lower_shows(self, parent: Directory, name: bytes) -> bool:
+        """Tell whether a lower would show ``name`` if the upper had nothing there.
+
+        fs/overlayfs/namei.c: ovl_lower_positive.
+        """
+        if not parent.lowers:
+            return False
+        if parent.loaded:
+            known = parent.entries.get(name)
+            if isinstance(known, Node):
+                return known.upper is None or name in parent.covered
+            return name in parent.covered or (known is not None and known[0] is not parent.upper)
+        for directory in parent.lowers:
+            candidate = directory.child(name)
+            seen = self._status(candidate)
+            if seen is not None:
+                return not self._is_whiteout(candidate, seen)
+            if self._has_aufs_whiteout(directory, name):
+                return False
+        return False
+
+    # One object
+
+    @staticmethod
+    def _status(candidate: LayerObject) -> os.stat_result | None:
+        try:
+            return candidate.status()
+        except OSError as failure:
+            if failure.errno in _ABSENT:
+                return None
+            raise
+
+    def _has_aufs_whiteout(self, directory: LayerObject, name: bytes) -> bool:
+        return self._status(directory.child(marks.aufs_whiteout(name))) is not None
+
+    def _is_whiteout(self, candidate: LayerObject, status: os.stat_result) -> bool:
+        if marks.is_whiteout_device(status.st_mode, status.st_rdev):
+            return True
+        if status.st_size or not stat.S_ISREG(status.st_mode) or candidate.layer.writable:
+            return False
+        return self.stack.dialect.attribute("whiteout") in candidate.list_attributes()
+
+    def _refuse_trap(self, status: os.stat_result) -> None:
+        """A lower that contains the upper or the work directory must not show it (ovl_setup_trap)."""
+        if (status.st_dev, status.st_ino) in self.stack.traps:
+            raise error(errno.ELOOP)
+
+    def _suspect_metacopy(self, candidate: LayerObject, status: os.stat_result) -> None:
+        """Refuse a lower file that has fewer blocks than its size, if it has metadata only.
+
+        Opening a file asks for certain; so does the lookup of an upper file, whose attributes are read
+        anyway.
+        """
+        if candidate.layer.writable or not stat.S_ISREG(status.st_mode):
+            return
+        if status.st_blocks * _BLOCK < status.st_size:
+            self.refuse_metacopy(candidate)
+
+    def refuse_metacopy(self, candidate: LayerObject) -> None:
+        """Raise OSError EPERM when a regular file's data is elsewhere (``metacopy``)."""
+        if self.stack.dialect.attribute("metacopy") in candidate.list_attributes():
+            raise error(errno.EPERM)
+
+    def directory_marks(self, directory: LayerObject) -> DirectoryMarks:
+        """Read the marks of a layer's directory, in every dialect."""
+        found = DirectoryMarks()
+        for name in directory.list_attributes():
+            if name in self._opaque_attributes:
+                value = directory.attribute(name)
+                found.opaque |= marks.is_opaque(name, value)
+                found.has_attribute_whiteouts |= marks.holds_xattr_whiteouts(name, value)
+            elif name == self.stack.dialect.attribute("redirect"):
+                found.redirect = self._parse_redirect(directory.attribute(name))
+        if not found.opaque:
+            found.opaque = self._status(directory.child(marks.AUFS_OPAQUE)) is not None
+        return found
+
+    @staticmethod
+    def _parse_redirect(value: bytes) -> marks.Redirect:
+        try:
+            return marks.parse_redirect(value)
+        except ValueError:
+            raise error(errno.EINVAL) from None
+
+    # Nodes
+
+    def _make_node(self, parent: Directory, name: bytes, found: Found) -> Node:
+        top = found.objects[0]
+        upper = top if top.layer is self.stack.upper else None
+        status = found.status
+        file_type = stat.S_IFMT(status.st_mode)
+        if file_type == stat.S_IFDIR:
+            node: Node = self._make_directory(upper, found)
+        elif upper is None:
+            node = Node(file_type, self.numbers.number(top.layer, status.st_ino), None, top)
+        else:
+            known = self.nodes.hard_link(status.st_ino) if status.st_nlink > 1 else None
+            if known is not None:
+                return known
+            node = Node(file_type, self._upper_inode(parent, name, upper, status), upper, None)
+            if status.st_nlink > 1:
+                self.nodes.register_hard_link(status.st_ino, node)
+        node.attributes = self.make_attributes(node, status)
+        return node
+
+    def _make_directory(self, upper: LayerObject | None, found: Found) -> Directory:
+        """A merged directory has the number of its topmost lower (fs/overlayfs/inode.c: ovl_getattr)."""
+        lowers = tuple(found.objects if upper is None else found.objects[1:])
+        if upper is None:
+            inode = self.numbers.number(lowers[0].layer, found.status.st_ino)
+        elif lowers:
+            inode = self.numbers.number(lowers[0].layer, lowers[0].status().st_ino)
+        else:
+            inode = self.numbers.number(upper.layer, found.status.st_ino)
+        return Directory(inode, upper, lowers)
+
+    def _upper_inode(
+        self, parent: Directory, name: bytes, upper: LayerObject, status: os.stat_result
+    ) -> int:
+        """Return the inode number that the file had before it was copied up, else its own."""
+        attribute = self.stack.dialect.attribute("origin")
+        own = self.numbers.number(upper.layer, status.st_ino)
+        names = upper.list_attributes()
+        if self.stack.dialect.attribute("metacopy") in names:
+            raise error(errno.EPERM)
+        if attribute not in names:
+            return own
+        origin = marks.decode_origin(upper.attribute(attribute))
+        if origin is None:
+            return own
+        return self._origin_inode(parent, name, origin, stat.S_IFMT(status.st_mode)) or own
+
+    def _origin_inode(
+        self, parent: Directory, name: bytes, origin: marks.Origin, file_type: int
+    ) -> int | None:
+        """fs/overlayfs/namei.c: ovl_check_origin_fh."""
+        for layer in self.stack.lowers:
+            if origin.uuid != (layer.uuid or _NO_UUID):
+                continue
+            try:
+                descriptor = layer.open_handle(origin.handle_type, origin.handle)
+            except PermissionError:
+                return self._same_name_inode(parent, name, origin)
+            except OSError:
+                continue
+            try:
+                status = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+            if stat.S_IFMT(status.st_mode) == file_type and status.st_nlink == 1:
+                return self.numbers.number(layer, status.st_ino)
+        return None
+
+    def _same_name_inode(self, parent: Directory, name: bytes, origin: marks.Origin) -> int | None:
+        """Without the right to open by handle: compare with the handle of the lower file of the same name."""
+        for directory in parent.lowers:
+            candidate = directory.child(name)
+            try:
+                if candidate.handle() == (origin.handle_type, origin.handle):
+                    status = candidate.status()
+                    return self.numbers.number(candidate.layer, status.st_ino) if status.st_nlink == 1 else None
+            except OSError:
+                continue
+        return None
+
+    # Attributes
+
+    def attributes(self, node: Node) -> Attributes:
+        """Return what stat shows of ``node``."""
+        if node.attributes is None:
+            node.attributes = self.make_attributes(node, node.real.status())
+        return node.attributes
+
+    @staticmethod
+    def make_attributes(node: Node, status: os.stat_result) -> Attributes:
+        """Turn the status of a node's real object into what the merged tree shows."""
+        links = status.st_nlink
+        if isinstance(node, Directory):
+            # No directory is loaded to count its merged subdirectories (fs/overlayfs/inode.c: ovl_getattr).
+            links = 1 if node.is_merged else links
+            links = 0 if node.unlinked else links
+        elif node.upper is None:
+            links = max(links - node.lost_names, 0)
+        return Attributes(
+            node.inode,
+            status.st_mode,
+            links,
+            status.st_uid,
+            status.st_gid,
+            status.st_rdev,
+            status.st_size,
+            status.st_blocks,
+            status.st_blksize,
+            status.st_atime_ns,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )

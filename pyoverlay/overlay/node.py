@@ -1,0 +1,328 @@
+"""What is a file's identity: numbers, names, places in the layers, lookup counts?
+
+A `Node` is one object of the merged tree.  Its ``nodeid`` is an index of ours, never used twice;
+the inode number that programs see is another number (`InodeNumbers`).  This file does no I/O.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import Final, NamedTuple
+
+from pyoverlay.layers.layer import Layer, LayerObject
+
+ROOT_NODEID: Final = 1
+
+_FILE_SYSTEM_SHIFT: Final = 56
+
+
+class Attributes(NamedTuple):
+    """What stat shows of an object: sizes in bytes, ``blocks`` in units of 512, times in ns since the epoch."""
+
+    inode: int
+    mode: int
+    links: int
+    user: int
+    group: int
+    device: int
+    size: int
+    blocks: int
+    block_size: int
+    access_ns: int
+    modification_ns: int
+    change_ns: int
+
+
+class Node:
+    """One object of the merged tree.
+
+    ``parent`` and ``name`` are one of its names (hard links have more, in ``aliases``).  ``upper`` is its place
+    in the upper, ``lower`` the place of its data in a lower until it is copied up.  ``attributes`` are kept
+    until something changes them: we are the only writer.
+    """
+
+    __slots__ = (
+        "aliases",
+        "attributes",
+        "file_type",
+        "inode",
+        "kill_privileges",
+        "link_key",
+        "lookups",
+        "lost_names",
+        "lower",
+        "name",
+        "nodeid",
+        "parent",
+        "unlinked",
+        "upper",
+        "verified",
+    )
+
+    def __init__(
+        self, file_type: int, inode: int, upper: LayerObject | None, lower: LayerObject | None
+    ) -> None:
+        """Describe an object; it gets its names from the node table, its nodeid when the kernel hears of it."""
+        self.nodeid = 0
+        self.lookups = 0
+        self.parent: Directory | None = None
+        self.name = b""
+        self.aliases: set[tuple[Directory, bytes]] | None = None
+        self.file_type = file_type
+        self.inode = inode
+        self.upper = upper
+        self.lower = lower
+        self.attributes: Attributes | None = None
+        self.link_key = 0
+        """The upper's inode number, when it has or had several names."""
+        self.unlinked = False
+        self.lost_names = 0
+        """How many names of a lower file were whited out through this node."""
+        self.verified = False
+        """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
+        self.kill_privileges = False
+        """Whether the next change of data must clear suid, sgid and capabilities."""
+
+    @property
+    def real(self) -> LayerObject:
+        """The object that answers for attributes and data."""
+        real = self.upper or self.lower
+        assert real is not None
+        return real
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return self.file_type == stat.S_IFDIR
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether it is a regular file."""
+        return self.file_type == stat.S_IFREG
+
+    @property
+    def referenced(self) -> bool:
+        """Whether it must stay in memory for the kernel's or its children's sake."""
+        return self.lookups > 0
+
+
+class Directory(Node):
+    """A directory of the merged tree.
+
+    ``lowers`` are the lower directories that merge into it, topmost first (none below an opaque one).
+    ``entries`` are the names known to exist: a Node, or the directories in which the name was seen when the
+    whole directory was read (``loaded``); ``covered`` are the names that a lower would show if the
+    upper had nothing there, known when loaded.
+    """
+
+    __slots__ = ("covered", "entries", "loaded", "lookups_unloaded", "lowers", "referenced_children")
+
+    def __init__(self, inode: int, upper: LayerObject | None, lowers: tuple[LayerObject, ...]) -> None:
+        """Describe a directory."""
+        super().__init__(stat.S_IFDIR, inode, upper, lowers[0] if lowers else None)
+        self.lowers = lowers
+        self.entries: dict[bytes, Node | tuple[LayerObject, ...]] = {}
+        self.loaded = False
+        self.covered: set[bytes] = set()
+        self.lookups_unloaded = 0
+        self.referenced_children = 0
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether more than one layer contributes."""
+        return len(self.lowers) + (self.upper is not None) > 1
+
+    @property
+    def referenced(self) -> bool:
+        """Whether it must stay in memory for the kernel's or its children's sake."""
+        return self.lookups > 0 or self.referenced_children > 0
+
+    def contributors(self) -> tuple[LayerObject, ...]:
+        """Return the directories that merge here, topmost first."""
+        return self.lowers if self.upper is None else (self.upper, *self.lowers)
+
+    def forget_entries(self) -> None:
+        """Drop what is known of the entries."""
+        self.entries = {}
+        self.covered = set()
+        self.loaded = False
+        self.lookups_unloaded = 0
+
+
+class InodeNumbers:
+    """Which number does a layer's inode have in the merged tree?
+
+    All layers on one file system: the real number.  Otherwise the file system's index goes into the high bits,
+    as the kernel's ``xino=on`` does it: a FUSE mount has one st_dev for all, so numbers must not meet.
+    """
+
+    def __init__(self, layers: list[Layer]) -> None:
+        """Number the file systems in the order of ``layers``; the first keeps its numbers."""
+        self._indexes: dict[int, int] = {}
+        for layer in layers:
+            self._indexes.setdefault(layer.device, len(self._indexes))
+
+    def number(self, layer: Layer, inode: int) -> int:
+        """Return the merged tree's number for an inode of ``layer``."""
+        index = self._indexes[layer.device]
+        return inode ^ (index << _FILE_SYSTEM_SHIFT) if index else inode
+
+
+def names_of(node: Node) -> list[tuple[Directory, bytes]]:
+    """Return every known name of a node, as (directory, name)."""
+    if node.parent is None:
+        return []
+    names = [(node.parent, node.name)]
+    if node.aliases:
+        names.extend(node.aliases)
+    return names
+
+
+class NodeTable:
+    """The nodes that the kernel knows, by nodeid, and the upper's hard links, by inode.
+
+    A node is *referenced* while the kernel holds lookups of it, or it is a directory with a
+    referenced child: then its directories stay in memory, too.  Forgetting costs in proportion to what is
+    forgotten; nothing here walks all nodes.
+    """
+
+    def __init__(self, root: Directory) -> None:
+        """Start with the root, which is never forgotten."""
+        root.nodeid = ROOT_NODEID
+        root.lookups = 1
+        self._nodes: dict[int, Node] = {ROOT_NODEID: root}
+        self._next_nodeid = ROOT_NODEID + 1
+        self._hard_links: dict[int, Node] = {}
+
+    def __len__(self) -> int:
+        """Return how many nodes the kernel knows."""
+        return len(self._nodes)
+
+    def __getitem__(self, nodeid: int) -> Node:
+        """Return a node by its nodeid, or raise KeyError."""
+        return self._nodes[nodeid]
+
+    def get(self, nodeid: int) -> Node | None:
+        """Return a node by its nodeid, None when it isn't known."""
+        return self._nodes.get(nodeid)
+
+    def remember(self, node: Node) -> None:
+        """Count one lookup of ``node`` by the kernel."""
+        if node.lookups:
+            node.lookups += 1
+            return
+        node.nodeid = self._next_nodeid
+        self._next_nodeid += 1
+        self._nodes[node.nodeid] = node
+        was_referenced = node.referenced
+        node.lookups = 1
+        if not was_referenced:
+            _reference(node)
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """Take back ``lookups`` lookups; the last one frees the node."""
+        node = self._nodes.get(nodeid)
+        if node is None or nodeid == ROOT_NODEID:
+            return
+        node.lookups -= lookups
+        if node.lookups > 0:
+            return
+        node.lookups = 0
+        node.nodeid = 0
+        del self._nodes[nodeid]
+        if not node.referenced:
+            self._release(node)
+
+    def _release(self, node: Node) -> None:
+        """Let go of a node that nothing refers to any more, and of directories that it alone held."""
+        pending = [node]
+        while pending:
+            current = pending.pop()
+            self._retire(current)
+            for parent, _name in names_of(current):
+                parent.referenced_children -= 1
+                if not parent.referenced:
+                    pending.append(parent)
+
+    def _retire(self, node: Node) -> None:
+        """Free what a node holds.  A loaded directory goes on knowing its entries, with their attributes."""
+        if isinstance(node, Directory):
+            node.forget_entries()
+        if node.upper is not None and node.upper.held:
+            node.upper.close()
+        if node.link_key:
+            self._hard_links.pop(node.link_key, None)
+        for parent, name in names_of(node):
+            if parent.entries.get(name) is not node:
+                continue
+            if not parent.loaded:
+                del parent.entries[name]
+            elif node.link_key and parent.upper is not None:
+                parent.entries[name] = (parent.upper,)
+
+    # Names
+
+    def add_name(self, node: Node, parent: Directory, name: bytes) -> None:
+        """Give ``node`` a (further) name."""
+        parent.entries[name] = node
+        if node.parent is None:
+            node.parent, node.name = parent, name
+        else:
+            node.aliases = node.aliases or set()
+            node.aliases.add((parent, name))
+        if node.referenced:
+            parent.referenced_children += 1
+
+    def remove_name(self, node: Node, parent: Directory, name: bytes) -> None:
+        """Take a name away from ``node``; its place in the upper follows one of those that are left."""
+        parent.entries.pop(name, None)
+        if node.aliases and (parent, name) in node.aliases:
+            node.aliases.discard((parent, name))
+        elif node.aliases:
+            _settle(node, *node.aliases.pop())
+        else:
+            node.parent = None
+        if node.referenced:
+            parent.referenced_children -= 1
+
+    def move_name(self, node: Node, old: tuple[Directory, bytes], new: tuple[Directory, bytes]) -> None:
+        """Rename ``node`` from one (directory, name) to another; touches nothing below it."""
+        old[0].entries.pop(old[1], None)
+        new[0].entries[new[1]] = node
+        if node.aliases and old in node.aliases:
+            node.aliases.discard(old)
+            node.aliases.add(new)
+        else:
+            _settle(node, *new)
+        if node.referenced:
+            old[0].referenced_children -= 1
+            new[0].referenced_children += 1
+
+    # Hard links in the upper
+
+    def hard_link(self, inode: int) -> Node | None:
+        """Return the node of an upper inode with several names, when one of them is known."""
+        return self._hard_links.get(inode)
+
+    def register_hard_link(self, inode: int, node: Node) -> None:
+        """Remember the node of an upper inode that has, or had, several names."""
+        node.link_key = inode
+        self._hard_links[inode] = node
+
+
+def _reference(node: Node) -> None:
+    """Count a node that has just become referenced in its directories, and those in theirs."""
+    pending = [node]
+    while pending:
+        for parent, _name in names_of(pending.pop()):
+            was_referenced = parent.referenced
+            parent.referenced_children += 1
+            if not was_referenced:
+                pending.append(parent)
+
+
+def _settle(node: Node, parent: Directory, name: bytes) -> None:
+    """Make (parent, name) the name by which the node's place in the upper is reached."""
+    node.parent, node.name = parent, name
+    if node.upper is not None and not node.upper.held:
+        node.upper.parent, node.upper.name = parent.upper, name

@@ -218,8 +218,9 @@ class _Generator:
         return operations.setxattr(self._object_or_any(), self._random.choice(_ATTRIBUTES), value, flags)
 
     def _removexattr(self) -> Operation:
-        path = b"rich" if self._random.random() < 0.4 else self._object_or_any()
-        return operations.removexattr(path, self._random.choice(_ATTRIBUTES))
+        if self._random.random() < _AIMED:
+            return operations.removexattr(b"rich", self._random.choice(layers.RICH_ATTRIBUTES))
+        return operations.removexattr(self._object_or_any(), self._random.choice(_ATTRIBUTES))
 
 
 class _Belief:

@@ -61,6 +61,10 @@ DIRECTORIES = (
 )
 SYMLINKS = (b"to-plain", b"to-dir", b"dangling", b"dir/up")
 SPECIALS = (b"fifo", b"socket", b"null")
+
+RICH_ATTRIBUTES = (b"user.colour", b"user.empty", b"trusted.secret", b"security.capability")
+"""The extended attributes of the file `rich`, besides its ACL."""
+
 HIDDEN = (b"gone", b"dir/gone", b"merged/gone", b"opaque/below")
 
 

@@ -131,5 +131,3 @@ def _ask(path: str) -> Description:
     if not isinstance(answer, dict):
         raise ValueError("no JSON object")
     return answer
-
-

@@ -241,8 +241,12 @@ class Forwarder:
     def _show_listed_inodes(self, message: memoryview) -> None:
         nodes = self._filesystem.nodes
         for offset in wire.directory_entries(message):
-            node = nodes.get(wire.entry_nodeid(message, offset))
-            if node is not None:
+            nodeid = wire.entry_nodeid(message, offset)
+            node = nodes.get(nodeid)
+            if nodeid & wire.NAME_ONLY:
+                wire.leave_name_only(message, offset)
+                wire.set_directory_entry_inode(message, nodeid & ~wire.NAME_ONLY, offset)
+            elif node is not None:
                 wire.set_directory_entry_inode(message, node.inode, offset)
 
     # To the kernel, unasked

@@ -33,7 +33,16 @@ from pyfuse3 import (
 )
 
 from pyoverlay.fuse.copying import CopyUpQueue
-from pyoverlay.overlay.filesystem import Attributes, Caller, Change, CopyUpNeeded, Node, OverlayFilesystem
+from pyoverlay.fuse.wire import NAME_ONLY
+from pyoverlay.overlay.filesystem import (
+    Attributes,
+    Caller,
+    Change,
+    CopyUpNeeded,
+    Node,
+    OverlayFilesystem,
+    Unreachable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -228,9 +237,7 @@ class OverlayOperations(pyfuse3.Operations):
         """Rename or exchange."""
         await self._run(
             ctx.pid,
-            lambda: self._filesystem.rename(
-                parent_inode_old, name_old, parent_inode_new, name_new, flags
-            ),
+            lambda: self._filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags),
         )
 
     # Attributes
@@ -285,9 +292,7 @@ class OverlayOperations(pyfuse3.Operations):
     @_answers
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Set an extended attribute."""
-        await self._run(
-            ctx.pid, lambda: self._filesystem.set_extended_attribute(inode, name, value)
-        )
+        await self._run(ctx.pid, lambda: self._filesystem.set_extended_attribute(inode, name, value))
 
     @_answers
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
@@ -373,16 +378,24 @@ class OverlayOperations(pyfuse3.Operations):
     @_answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a directory with everything that stat shows."""
-        for name, node, next_offset in self._filesystem.read_directory(fh, start_id):
-            entry = self._show(self._filesystem.attributes(node))
-            is_link_to_directory = name in (b".", b"..")
-            if not is_link_to_directory:
-                self._filesystem.remember(node)
-            entry.st_ino = InodeT(node.nodeid or node.inode)
+        for name, listed, next_offset in self._filesystem.read_directory(fh, start_id):
+            if isinstance(listed, Unreachable):
+                entry = self._name_only(listed.inode, listed.mode)
+            elif name in (b".", b".."):
+                entry = self._name_only(listed.inode, listed.file_type)
+            else:
+                entry = self._entry(listed)
             if not pyfuse3.readdir_reply(token, FileNameT(name), entry, next_offset):
-                if not is_link_to_directory:
-                    self._filesystem.forget(node.nodeid, 1)
+                if not entry.st_ino & NAME_ONLY:
+                    self._filesystem.forget(entry.st_ino, 1)
                 break
+
+    @staticmethod
+    def _name_only(inode: int, mode: int) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(inode | NAME_ONLY)
+        entry.st_mode = ModeT(mode)
+        return entry
 
     @_answers
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -47,12 +47,23 @@ def mount(
     Raises OverlayError with nothing mounted and nothing created.
     """
     target = os.path.realpath(target)
+    options = _with_absolute_paths(options)
     log_file = os.path.abspath(log) if log is not None else None
     if foreground:
         _set_up_log(log_file, debug=debug, foreground=True)
         _Daemon(options, target, name).run(lambda: None)
     else:
         _mount_in_background(options, target, name, log_file, debug=debug)
+
+
+def _with_absolute_paths(options: MountOptions) -> MountOptions:
+    """The daemon's working directory is ``/``, and whoever inspects the mount has another."""
+    return dataclasses.replace(
+        options,
+        lowerdir=tuple(os.path.abspath(path) for path in options.lowerdir),
+        upperdir=None if options.upperdir is None else os.path.abspath(options.upperdir),
+        workdir=None if options.workdir is None else os.path.abspath(options.workdir),
+    )
 
 
 def _mount_in_background(

@@ -95,6 +95,9 @@ FATTR_KILL_SUIDGID: Final = 1 << 11
 
 NOTIFY_INVALIDATE_INODE: Final = 2
 
+NAME_ONLY: Final = 1 << 63
+"""Set in a nodeid of a READDIRPLUS reply on its way through the pair: the kernel is to get name and number only."""
+
 PAGE: Final = 4096
 
 _IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
@@ -255,6 +258,11 @@ def directory_entries(reply: Buffer) -> Iterator[int]:
         yield position
         name_length = _DIRENT.unpack_from(reply, position + _ENTRY_SIZE)[2]
         position += (_ENTRY_SIZE + _DIRENT.size + name_length + 7) & ~7
+
+
+def leave_name_only(reply: bytearray | memoryview, offset: int) -> None:
+    """Take the nodeid away from the struct fuse_direntplus at ``offset``: the kernel looks it up when it needs it."""
+    _U64.pack_into(reply, offset, 0)
 
 
 def set_directory_entry_inode(reply: bytearray | memoryview, inode: int, offset: int) -> None:

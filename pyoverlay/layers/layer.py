@@ -64,7 +64,18 @@ class Layer:
     its mount, so that the kernel itself refuses writes.
     """
 
-    __slots__ = ("cache", "cloned", "device", "inode", "operations", "path", "root", "uuid", "writable")
+    __slots__ = (
+        "_readable_root",
+        "cache",
+        "cloned",
+        "device",
+        "inode",
+        "operations",
+        "path",
+        "root",
+        "uuid",
+        "writable",
+    )
 
     def __init__(self, path: str, descriptor: int, cache: DescriptorCache, *, writable: bool) -> None:
         """Take over ``descriptor``, an O_PATH or O_RDONLY descriptor of the layer's root directory.
@@ -84,7 +95,8 @@ class Layer:
         self.inode = status.st_ino
         self.root = LayerObject(self, None, b"")
         self.root.hold(descriptor)
-        self.uuid = self._read_uuid()
+        self._readable_root = self._open_root()
+        self.uuid = None if self._readable_root < 0 else syscalls.file_system_uuid(self._readable_root)
 
     def _clone(self, descriptor: int) -> int:
         try:
@@ -100,20 +112,17 @@ class Layer:
         self.cloned = True
         return clone
 
-    def _read_uuid(self) -> bytes | None:
+    def _open_root(self) -> int:
+        """Open the root for what O_PATH can't do; -1 when it may not be read."""
         try:
-            descriptor = self.root.open_for_listing()
+            return self.root.open_for_listing()
         except OSError:
-            return None
-        try:
-            return syscalls.file_system_uuid(descriptor)
-        finally:
-            os.close(descriptor)
+            return -1
 
     def open_handle(self, kind: int, handle: bytes) -> int:
         """Open an object of this layer's file system by its file handle, as an O_PATH descriptor."""
         self.operations += 1
-        return syscalls.open_handle(self.root.descriptor(), kind, handle, os.O_PATH)
+        return syscalls.open_handle(self._readable_root, kind, handle, os.O_PATH)
 
     def status_of_file_system(self) -> os.statvfs_result:
         """Return statvfs(3) of the layer's file system."""
@@ -123,6 +132,9 @@ class Layer:
     def close(self) -> None:
         """Close the layer's root."""
         self.root.close()
+        if self._readable_root >= 0:
+            os.close(self._readable_root)
+            self._readable_root = -1
 
 
 class LayerObject:
@@ -339,9 +351,7 @@ class LayerObject:
     def link_descriptor(self, descriptor: int, name: bytes) -> None:
         """Give an open file the name ``name`` here; EEXIST when it is taken."""
         self.layer.operations += 1
-        os.link(
-            b"/proc/self/fd/%d" % descriptor, name, dst_dir_fd=self.descriptor(), follow_symlinks=True
-        )
+        os.link(b"/proc/self/fd/%d" % descriptor, name, dst_dir_fd=self.descriptor(), follow_symlinks=True)
 
     def link(self, source: LayerObject, name: bytes) -> None:
         """Give ``source`` one more name here; EEXIST when it is taken."""

@@ -251,11 +251,7 @@ def _ancestors(layer: Layer) -> Iterator[tuple[int, int]]:
 def _refuse_nesting(upper: Layer, work: Layer) -> None:
     """fs/overlayfs/super.c: ovl_workdir_ok."""
     upper_root, work_root = (upper.device, upper.inode), (work.device, work.inode)
-    if (
-        upper_root == work_root
-        or upper_root in set(_ancestors(work))
-        or work_root in set(_ancestors(upper))
-    ):
+    if upper_root == work_root or upper_root in set(_ancestors(work)) or work_root in set(_ancestors(upper)):
         raise LayerError(
             f"workdir={work.path} and upperdir={upper.path} must be separate directories, neither inside "
             "the other"

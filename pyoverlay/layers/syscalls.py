@@ -79,9 +79,7 @@ def _check(result: int) -> int:
     return result
 
 
-def rename(
-    old_directory: int, old_name: bytes, new_directory: int, new_name: bytes, flags: int = 0
-) -> None:
+def rename(old_directory: int, old_name: bytes, new_directory: int, new_name: bytes, flags: int = 0) -> None:
     """Rename between two directory descriptors; ``flags`` as in renameat2(2)."""
     _check(_libc.renameat2(old_directory, old_name, new_directory, new_name, ctypes.c_uint(flags)))
 

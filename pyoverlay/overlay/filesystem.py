@@ -19,12 +19,12 @@ from pyoverlay.overlay.attributes import AttributeChanges, Change
 from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.copy_up import CopyUp, CopyUpNeeded, CopyUps
 from pyoverlay.overlay.files import Files, OpenFile
-from pyoverlay.overlay.listing import DirectoryReader, Listing
+from pyoverlay.overlay.listing import DirectoryReader, Listing, Unreachable
 from pyoverlay.overlay.lookup import Lookup, error
 from pyoverlay.overlay.namespace import Namespace
 from pyoverlay.overlay.node import Attributes, Directory, Node
 
-__all__ = ["Attributes", "Caller", "Change", "CopyUpNeeded", "Node", "OverlayFilesystem"]
+__all__ = ["Attributes", "Caller", "Change", "CopyUpNeeded", "Node", "OverlayFilesystem", "Unreachable"]
 
 Result = TypeVar("Result")
 
@@ -155,9 +155,7 @@ class OverlayFilesystem:
 
     # Names
 
-    def create(
-        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
-    ) -> tuple[Node, int]:
+    def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Node, int]:
         """Create a regular file; return it with the handle that it is open under."""
         node, opened = self._namespace.create(self.directory(parent), name, mode, flags, caller)
         return node, self._new_handle(opened)
@@ -186,9 +184,7 @@ class OverlayFilesystem:
         """Remove an empty directory."""
         self._namespace.remove_directory(self.directory(parent), name)
 
-    def rename(
-        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int
-    ) -> None:
+    def rename(self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """Rename or exchange; ``flags`` as in renameat2(2)."""
         self._namespace.rename(
             self.directory(old_parent), old_name, self.directory(new_parent), new_name, flags
@@ -219,7 +215,7 @@ class OverlayFilesystem:
         """Open a directory for listing; return its handle."""
         return self._new_handle(DirectoryReader(self.directory(nodeid)))
 
-    def read_directory(self, handle: int, offset: int) -> Iterator[tuple[bytes, Node, int]]:
+    def read_directory(self, handle: int, offset: int) -> Iterator[tuple[bytes, Node | Unreachable, int]]:
         """Yield (name, node, next offset) from an offset on; 0 begins anew."""
         return self._listing.read(self._reader(handle), offset)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from pyoverlay.layers import marks, syscalls
 from pyoverlay.layers.layer import LayerObject
@@ -17,6 +18,13 @@ from pyoverlay.overlay.node import Directory, Node
 
 _FIRST_NAME = 3
 """Offsets 1 and 2 follow ``.`` and ``..``; that of the name number i follows as i + 3."""
+
+
+class Unreachable(NamedTuple):
+    """An entry that is listed though its lookup fails, as a redirect that may not be followed: number and type."""
+
+    inode: int
+    mode: int
 
 
 class DirectoryReader:
@@ -35,7 +43,9 @@ class Listing:
         """List what ``lookup`` finds."""
         self._lookup = lookup
 
-    def read(self, reader: DirectoryReader, offset: int) -> Iterator[tuple[bytes, Node, int]]:
+    def read(
+        self, reader: DirectoryReader, offset: int
+    ) -> Iterator[tuple[bytes, Node | Unreachable, int]]:
         """Yield (name, node, offset of the next entry) from ``offset`` on; 0 begins anew.
 
         ``.`` and ``..`` come first.  Names that have gone meanwhile are left out.
@@ -52,10 +62,19 @@ class Listing:
         for index in range(first, len(reader.names)):
             name = reader.names[index]
             try:
-                node = self._lookup.find(directory, name)
-            except (FileNotFoundError, PermissionError):
+                entry: Node | Unreachable = self._lookup.find(directory, name)
+            except FileNotFoundError:
                 continue
-            yield name, node, index + _FIRST_NAME
+            except OSError:
+                entry = self._unreachable(directory, name)
+            yield name, entry, index + _FIRST_NAME
+
+    def _unreachable(self, directory: Directory, name: bytes) -> Unreachable:
+        known = directory.entries[name]
+        assert isinstance(known, tuple)
+        first = known[0].child(name)
+        status = first.status()
+        return Unreachable(self._lookup.numbers.number(first.layer, status.st_ino), status.st_mode)
 
     def load(self, directory: Directory) -> None:
         """Read all layers' entries of a directory, once."""
@@ -80,7 +99,7 @@ class Listing:
                 self._lookup.find(directory, name)
             except FileNotFoundError:
                 continue
-            except PermissionError:
+            except OSError:
                 return False
             return False
         return True

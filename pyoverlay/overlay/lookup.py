@@ -54,7 +54,9 @@ class Lookup:
         self._follows_redirects = stack.options.redirect_dir == "follow"
         layers: list[Layer] = [stack.upper] if stack.upper else []
         self.numbers: Final = InodeNumbers(layers + list(stack.lowers))
-        self._longest_name = max(layer.status_of_file_system().f_namemax for layer in layers + list(stack.lowers))
+        self._longest_name = max(
+            layer.status_of_file_system().f_namemax for layer in layers + list(stack.lowers)
+        )
         self._opaque_attributes: Final = frozenset(marks.OPAQUE_ATTRIBUTES)
         self.root: Final = self._make_root()
         self.nodes: Final = NodeTable(self.root)
@@ -96,9 +98,7 @@ class Lookup:
         parent.lookups_unloaded += 1
         return parent.lookups_unloaded > _LOOKUPS_BEFORE_LOADING
 
-    def _search(
-        self, parent: Directory, name: bytes, known: tuple[LayerObject, ...] | None
-    ) -> Found | None:
+    def _search(self, parent: Directory, name: bytes, known: tuple[LayerObject, ...] | None) -> Found | None:
         """fs/overlayfs/namei.c: ovl_lookup.  ``known`` are the directories in which the name was seen."""
         directories = parent.contributors() if known is None else known
         objects: list[LayerObject] = []
@@ -125,9 +125,7 @@ class Lookup:
                 break
         return Found(objects, status) if status else None
 
-    def _merges_below(
-        self, candidate: LayerObject, parent: Directory, objects: list[LayerObject]
-    ) -> bool:
+    def _merges_below(self, candidate: LayerObject, parent: Directory, objects: list[LayerObject]) -> bool:
         """Read a directory's marks; a redirect adds the objects it leads to."""
         if candidate.layer is self.stack.lowers[-1]:
             return False
@@ -233,14 +231,15 @@ class Lookup:
             raise error(errno.ELOOP)
 
     def _suspect_metacopy(self, candidate: LayerObject, status: os.stat_result) -> None:
-        """Refuse a lower file that has fewer blocks than its size, if it has metadata only.
+        """Refuse a lower file of metadata only, asking just those that may be one.
 
-        Opening a file asks for certain; so does the lookup of an upper file, whose attributes are read
-        anyway.
+        Such a file has no data blocks, but one block of attributes may be counted.  Opening a file asks
+        for certain; so does the lookup of an upper file, whose attributes are read anyway.
         """
         if candidate.layer.writable or not stat.S_ISREG(status.st_mode):
             return
-        if status.st_blocks * _BLOCK < status.st_size:
+        allocated = status.st_blocks * _BLOCK
+        if status.st_size and (allocated < status.st_size or allocated <= status.st_blksize):
             self.refuse_metacopy(candidate)
 
     def refuse_metacopy(self, candidate: LayerObject) -> None:
@@ -301,9 +300,7 @@ class Lookup:
             inode = self.numbers.number(upper.layer, found.status.st_ino)
         return Directory(inode, upper, lowers)
 
-    def _upper_inode(
-        self, parent: Directory, name: bytes, upper: LayerObject, status: os.stat_result
-    ) -> int:
+    def _upper_inode(self, parent: Directory, name: bytes, upper: LayerObject, status: os.stat_result) -> int:
         """Return the inode number that the file had before it was copied up, else its own."""
         attribute = self.stack.dialect.attribute("origin")
         own = self.numbers.number(upper.layer, status.st_ino)
@@ -345,7 +342,9 @@ class Lookup:
             try:
                 if candidate.handle() == (origin.handle_type, origin.handle):
                     status = candidate.status()
-                    return self.numbers.number(candidate.layer, status.st_ino) if status.st_nlink == 1 else None
+                    return (
+                        self.numbers.number(candidate.layer, status.st_ino) if status.st_nlink == 1 else None
+                    )
             except OSError:
                 continue
         return None

@@ -61,9 +61,7 @@ class Namespace:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         return node, OpenFile(node, opened[0], node.real, writable=writable)
 
-    def make_special(
-        self, parent: Directory, name: bytes, mode: int, device: int, caller: Caller
-    ) -> Node:
+    def make_special(self, parent: Directory, name: bytes, mode: int, device: int, caller: Caller) -> Node:
         """Create a fifo, socket, device or regular file: mknod(2); 0/0 is a whiteout and refused."""
         if marks.is_whiteout_device(mode, device):
             raise error(errno.EPERM)
@@ -144,9 +142,7 @@ class Namespace:
             self._copy_ups.mark_impure(parent.upper)
         node.attributes = self._lookup.make_attributes(node, status)
 
-    def _begin(
-        self, parent: Directory, name: bytes, mode: int, caller: Caller
-    ) -> tuple[Birth, LayerObject]:
+    def _begin(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> tuple[Birth, LayerObject]:
         self._refuse_name(name)
         upper = self._copy_ups.directory(parent)
         return plan_birth(upper, upper.status(), mode, caller), upper

@@ -85,6 +85,11 @@ def names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
+def left_in_work(work: Path) -> list[str]:
+    """What lies in a work directory's `work` but must not: the kernel may keep a whiteout there to link to."""
+    return [name for name in names(work / "work") if not is_whiteout(work / "work" / name)]
+
+
 def posix_acl(
     owner: int, group: int, other: int, users: dict[int, int] | None = None, mask: int = 7
 ) -> bytes:

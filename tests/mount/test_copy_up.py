@@ -16,6 +16,7 @@ from tests.harness.content import (
     NET_RAW,
     attribute,
     described,
+    left_in_work,
     make_directory,
     make_file,
     make_symlink,
@@ -312,7 +313,7 @@ def test_copied_up_objects_carry_no_marks_but_overlays(stack: Stack, mount_overl
         assert marks <= {"trusted.overlay.origin", "trusted.overlay.impure"}, path
     assert attribute(stack.upper / "d", "trusted.overlay.opaque") is None
     mount.unmount()
-    assert names(stack.work / "work") == [], "the work directory is empty again"
+    assert left_in_work(stack.work) == []
 
 
 def test_root_of_the_tree_is_changed_in_the_upper(stack: Stack, mount_overlay: MountFactory) -> None:

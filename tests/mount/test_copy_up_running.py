@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Mount, MountFactory, Stack, fails_with, in_child, make_stack
-from tests.harness.content import make_directory, make_file, names
+from tests.harness.content import left_in_work, make_directory, make_file, names
 from tests.harness.libc import mount as mount_file_system
 from tests.harness.libc import umount
 
@@ -232,12 +232,12 @@ def test_killed_caller_leaves_a_whole_file_or_none(
         assert (merged / f"big{number}").stat().st_size == size
         with (merged / f"big{number}").open("rb") as file:
             assert os.pread(file.fileno(), 3, size - 255 * 3) != bytes(3)
-    _wait_until_empty(stack.work / "work")
+    _wait_until_empty(stack.work)
 
 
-def _wait_until_empty(directory: Path) -> None:
+def _wait_until_empty(work: Path) -> None:
     limit = time.monotonic() + 10
-    while left := names(directory):
+    while left := left_in_work(work):
         assert time.monotonic() < limit, f"left in the work directory: {left}"
         time.sleep(0.01)
 
@@ -276,7 +276,7 @@ def test_no_space_leaves_the_lower_visible_and_nothing_in_the_upper(
     (overlay.path / "d" / "small").write_text("there is room for this")
     os.close(os.open(overlay.path / "big", os.O_WRONLY | os.O_TRUNC))
     assert (overlay.path / "big").stat().st_size == 0
-    _wait_until_empty(stack.work / "work")
+    _wait_until_empty(stack.work)
 
 
 @pytest.fixture

@@ -28,17 +28,16 @@ def main(words: list[str]) -> int:
     if not words:
         _parser().print_help(sys.stderr)
         return 1
-    asked, unknown = _parser().parse_known_intermixed_args(words)
+    asked, rest = _parser().parse_known_args(words)
     if asked.version:
         print(f"pyoverlay {__version__}")
         return 0
-    for word in unknown:
-        _ignore(word)
-    if not asked.words:
+    operands = _operands(rest)
+    if not operands:
         raise OptionError("no mount point is given; see 'pyoverlay --help'")
     if not asked.options:
         raise OptionError(
-            f"'{asked.words[0]}' is not a command ({', '.join(COMMANDS)}), "
+            f"'{operands[0]}' is not a command ({', '.join(COMMANDS)}), "
             "and a mount needs -o lowerdir=...; see 'pyoverlay --help'"
         )
     privileged, defaults = default_options()
@@ -48,7 +47,7 @@ def main(words: list[str]) -> int:
         return 0  # mount(8)'s helpers are told with -f to do everything but mount.
     mount(
         options,
-        asked.words[-1],
+        operands[-1],
         foreground=asked.foreground,
         debug=asked.debug,
         name=program if program in MOUNT_PROGRAM_NAMES else "pyoverlay",
@@ -61,15 +60,13 @@ def _parser() -> arguments.ArgumentParser:
     parser = arguments.ArgumentParser(
         "",
         _SUMMARY,
-        f"commands:\n{commands}\n\n'pyoverlay COMMAND --help' tells more; "
+        "TARGET is the directory to mount on; a source before it is ignored, and so, with a warning, are\n"
+        f"unknown flags and options.\n\ncommands:\n{commands}\n\n'pyoverlay COMMAND --help' tells more; "
         "'pyoverlay mount --help' lists the options for -o.",
     )
     parser.usage = (
         "pyoverlay COMMAND ...\n"
         "       pyoverlay [-f] [-d] [-o OPTIONS]... [SOURCE] TARGET    (for mount(8) and container engines)"
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="TARGET", help="the directory to mount on; a source before it is ignored"
     )
     parser.add_argument(
         "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="mount options"
@@ -83,6 +80,22 @@ def _parser() -> arguments.ArgumentParser:
     for flag in ("-t", "-N"):
         parser.add_argument(flag, help="ignored, for mount(8)")
     return parser
+
+
+def _operands(rest: list[str]) -> list[str]:
+    """Return the words that are no flags; warn about the flags.
+
+    They aren't left to argparse, which loses words that come after a flag that it doesn't know.
+    """
+    operands: list[str] = []
+    for index, word in enumerate(rest):
+        if word == "--":
+            return operands + rest[index + 1 :]
+        if word.startswith("-") and word != "-":
+            _ignore(word)
+        else:
+            operands.append(word)
+    return operands
 
 
 def _ignore(option: str) -> None:

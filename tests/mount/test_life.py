@@ -1,0 +1,379 @@
+"""The daemon's life: how a mount begins, what the daemon is meanwhile, and how it ends.
+
+Times are recorded as test properties, never asserted; every wait has a limit far beyond what is expected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.differential.upper import leftovers
+from tests.harness import Kind, Mount, Stack, fails_with, make_stack, snapshot
+from tests.harness.mounting import REPOSITORY
+from tests.mount.daemons import (
+    LIMIT_SECONDS,
+    adopting_orphans,
+    bytes_in_preparation,
+    exit_status,
+    is_mounted,
+    wait_for_end,
+    wait_until,
+)
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture
+def stack(base: Path) -> Stack:
+    """One lower with a few files, one of them big."""
+    made = make_stack(base)
+    (made.lower / "file").write_text("from the lower\n")
+    (made.lower / "directory").mkdir()
+    (made.lower / "directory/inner").write_text("inner\n")
+    (made.lower / "big").write_bytes(b"0123456789abcdef" * (1 << 18))
+    return made
+
+
+@pytest.fixture
+def mounted(stack: Stack) -> Iterator[Mount]:
+    """A live pyoverlay mount over the stack."""
+    with Mount(Kind.PYOVERLAY, stack) as mount:
+        yield mount
+
+
+@pytest.fixture
+def adopted() -> Iterator[None]:
+    """The daemons of the test become children of this process when their parents have gone."""
+    with adopting_orphans():
+        yield
+
+
+def _pid(mount: Mount) -> int:
+    assert mount.pid is not None
+    return mount.pid
+
+
+# --- the beginning --------------------------------------------------------------------------------------
+
+
+def test_live_when_the_parent_returns(mounted: Mount) -> None:
+    """The first look after the command returned finds the merged view."""
+    assert is_mounted(mounted.path)
+    assert sorted(os.listdir(mounted.path)) == ["big", "directory", "file"]
+    assert _pid(mounted) != os.getpid()
+
+
+def test_daemon_is_its_own_master(mounted: Mount) -> None:
+    """Own session, no terminal, current directory /, standard descriptors on /dev/null."""
+    pid = _pid(mounted)
+    assert os.getsid(pid) != os.getsid(0)
+    process = Path("/proc") / str(pid)
+    terminal = (process / "stat").read_text().rsplit(")", 1)[1].split()[4]
+    assert terminal == "0"
+    assert os.readlink(process / "cwd") == "/"
+    for number in range(3):
+        assert os.readlink(process / "fd" / str(number)) == "/dev/null"
+
+
+def test_daemon_holds_nothing_of_its_parent(stack: Stack) -> None:
+    """A pipe that the caller had open isn't kept open by the daemon, or engines would wait for ever."""
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    with os.fdopen(reading, "rb") as pipe, Mount(Kind.PYOVERLAY, stack) as mount:
+        os.close(writing)
+        links = [os.readlink(link) for link in (Path("/proc") / str(mount.pid) / "fd").iterdir()]
+        assert [link for link in links if link == f"pipe:[{os.fstat(pipe.fileno()).st_ino}]"] == []
+
+
+def test_caller_that_inherits_pipes_sees_their_end(stack: Stack) -> None:
+    """The command's stdout and stderr end when it returns, though the daemon lives on."""
+    mount = Mount(Kind.PYOVERLAY, stack)
+    command = [sys.executable, "-m", "pyoverlay", "mount", "-o", ",".join(mount.option_list())]
+    with subprocess.Popen(
+        [*command, str(stack.merged)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        pass_fds=[],
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=LIMIT_SECONDS)
+            assert (process.returncode, said) == (0, b"")
+            assert is_mounted(stack.merged)
+        finally:
+            mount.remove()
+            process.kill()
+
+
+def test_soft_limit_of_descriptors_is_raised(stack: Stack) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        mount = Mount(Kind.PYOVERLAY, stack)
+        mount.mount()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        assert resource.prlimit(_pid(mount), resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        mount.remove()
+
+
+def test_log_file(stack: Stack, base: Path) -> None:
+    """With -d and --log, every request is told in the file, and nothing on the terminal."""
+    log = base / "log"
+    mount = Mount(Kind.PYOVERLAY, stack)
+    command = ["mount", "-d", "--log", str(log), "-o", ",".join(mount.option_list()), str(stack.merged)]
+    try:
+        result = _pyoverlay(*command)
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+        assert "LOOKUP" not in log.read_text()
+        (stack.merged / "file").stat()
+        wait_until(lambda: "LOOKUP" in log.read_text(), "the request in the log")
+    finally:
+        mount.remove()
+
+
+def _pyoverlay(*words: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "pyoverlay", *words],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+
+
+# --- the end --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [*ENDING_SIGNALS, None], ids=lambda one: one.name if one else "umount")
+def test_exit_status_and_traces(adopted: None, stack: Stack, ending: signal.Signals | None) -> None:
+    """Whatever ends it, the daemon exits with 0, its mount is gone and its work directory is clean."""
+    with Mount(Kind.PYOVERLAY, stack) as mount:
+        pid = _pid(mount)
+        (mount.path / "new").write_text("new\n")
+        (mount.path / "file").unlink()
+        if ending is None:
+            mount.unmount()
+        else:
+            os.kill(pid, ending)
+        assert exit_status(pid) == 0
+        assert not is_mounted(stack.merged)
+    assert leftovers(stack.work) == []
+    assert os.listdir(stack.merged) == []
+    assert (stack.upper / "new").read_text() == "new\n"
+    with Mount(Kind.PYOVERLAY, stack) as mount:
+        assert sorted(os.listdir(mount.path)) == ["big", "directory", "new"]
+
+
+@pytest.mark.parametrize("ending", ENDING_SIGNALS, ids=lambda one: one.name)
+def test_foreground(stack: Stack, ending: signal.Signals) -> None:
+    """With -f the command itself serves, and exits with 0 when a signal ends it."""
+    mount = Mount(Kind.PYOVERLAY, stack)
+    command = [sys.executable, "-m", "pyoverlay", "mount", "-f", "-o", ",".join(mount.option_list())]
+    with subprocess.Popen(
+        [*command, str(stack.merged)],
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    ) as process:
+        try:
+            wait_until(lambda: is_mounted(stack.merged) or process.poll() is not None, "the mount")
+            assert (stack.merged / "file").read_text() == "from the lower\n"
+            process.send_signal(ending)
+            assert process.wait(LIMIT_SECONDS) == 0
+            assert not is_mounted(stack.merged)
+        finally:
+            process.kill()
+            mount.remove()
+    assert leftovers(stack.work) == []
+
+
+@pytest.mark.parametrize("ending", ENDING_SIGNALS, ids=lambda one: one.name)
+def test_open_descriptors_are_cut_off(mounted: Mount, ending: signal.Signals) -> None:
+    """What is still open when a signal ends the daemon answers ENOTCONN, and doesn't keep the mount alive."""
+    directory = os.open(mounted.path, os.O_RDONLY | os.O_DIRECTORY)
+    written = os.open(mounted.path / "new", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        assert os.write(written, b"kept") == 4
+        os.kill(_pid(mounted), ending)
+        wait_until(lambda: not is_mounted(mounted.path), "the end of the mount")
+        wait_for_end(_pid(mounted))
+        with fails_with(errno.ENOTCONN):
+            os.stat("never looked up", dir_fd=directory)
+        with fails_with(errno.ENOTCONN):
+            os.open("file", os.O_RDONLY, dir_fd=directory)
+        with fails_with(errno.ENOTCONN):
+            os.fsync(written)
+        with fails_with(errno.ENOTCONN):
+            os.setxattr(written, "user.x", b"y")
+    finally:
+        # What close answers (flush has nobody to go to) is no part of the promise.
+        for descriptor in (written, directory):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+    assert (mounted.stack.upper / "new").read_bytes() == b"kept"
+
+
+def test_idle_unmount_ends_the_daemon(mounted: Mount, record_property: Record) -> None:
+    """umount(8) on an idle mount: the daemon goes by itself. How fast is recorded: a second is the aim."""
+    subprocess.run(["umount", str(mounted.path)], check=True, timeout=LIMIT_SECONDS)
+    record_property("seconds until the daemon ended", wait_for_end(_pid(mounted)))
+
+
+def test_busy_unmount_is_refused(mounted: Mount) -> None:
+    """As with any file system: EBUSY while a descriptor is open, and the mount works on."""
+    with open(mounted.path / "file", "rb") as file:
+        with fails_with(errno.EBUSY):
+            mounted.unmount()
+        assert file.read() == b"from the lower\n"
+        assert (mounted.path / "directory/inner").read_text() == "inner\n"
+    mounted.unmount()
+
+
+def test_lazy_unmount_serves_until_the_last_descriptor(mounted: Mount) -> None:
+    with open(mounted.path / "file", "rb") as file:
+        subprocess.run(["umount", "--lazy", str(mounted.path)], check=True, timeout=LIMIT_SECONDS)
+        assert not is_mounted(mounted.path)
+        assert file.read() == b"from the lower\n"
+        os.stat(file.fileno())
+    wait_for_end(_pid(mounted))
+
+
+def test_signal_while_copying_up(adopted: None, stack: Stack) -> None:
+    """A copy-up that is under way at SIGTERM ends whole or leaves nothing; the daemon exits with 0."""
+    size = 256 << 20
+    with open(stack.lower / "huge", "wb") as file:
+        for _ in range(size >> 20):
+            file.write(os.urandom(1 << 20))
+    with Mount(Kind.PYOVERLAY, stack) as mount:
+        pid = _pid(mount)
+        caller = subprocess.Popen(
+            [sys.executable, "-c", "import os, sys; os.open(sys.argv[1], os.O_RDWR)", mount.path / "huge"],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(
+                lambda: bytes_in_preparation(pid, stack.work) > 0 or caller.poll() is not None, "a copy-up"
+            )
+            os.kill(pid, signal.SIGTERM)
+            assert exit_status(pid) == 0
+            caller.wait(LIMIT_SECONDS)
+        finally:
+            caller.kill()
+            caller.wait()
+        assert not is_mounted(stack.merged)
+    if (stack.upper / "huge").exists():
+        assert (stack.upper / "huge").stat().st_size == size
+        subprocess.run(["cmp", stack.upper / "huge", stack.lower / "huge"], check=True)
+    assert leftovers(stack.work) == []
+
+
+CYCLES = 100
+
+
+def test_many_cycles(stack: Stack, record_property: Record) -> None:
+    """Mount, stat, umount on one path, again and again."""
+    start = time.monotonic()
+    mount = Mount(Kind.PYOVERLAY, stack)
+    for cycle in range(CYCLES):
+        mount.mount()
+        try:
+            found = (mount.path / "file").stat()
+            assert found.st_size == 15, f"cycle {cycle}"
+            mount.unmount()
+        finally:
+            mount.remove()
+    record_property("seconds for all cycles", time.monotonic() - start)
+    assert leftovers(stack.work) == []
+    assert snapshot(stack.upper).keys() == {b"."}
+
+
+# --- the end under load ---------------------------------------------------------------------------------
+
+WRITERS = 20
+RECORD_SIZE = 64
+
+
+class _Writer(threading.Thread):
+    """Appends numbered records to files of its own, fsyncs each, and notes what was acknowledged."""
+
+    def __init__(self, directory: int, number: int, started: threading.Barrier) -> None:
+        super().__init__(daemon=True)
+        self._directory = directory
+        self._number = number
+        self._everyone = started
+        self.acknowledged: dict[str, int] = {}
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            for generation in range(10**6):
+                self._write_file(f"writer-{self._number}-{generation}")
+        except OSError as error:
+            self.error = error
+
+    def _write_file(self, name: str) -> None:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
+        descriptor = os.open(name, flags, 0o644, dir_fd=self._directory)
+        try:
+            for number in range(5):
+                written = os.write(descriptor, record(name, number))
+                assert written == RECORD_SIZE
+                os.fsync(descriptor)
+                self.acknowledged[name] = number + 1
+                if sum(self.acknowledged.values()) == 2:
+                    self._everyone.wait(LIMIT_SECONDS)
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def record(name: str, number: int) -> bytes:
+    """One record: tells whose it is and which, and fills its size."""
+    return f"{name} {number} ".encode().ljust(RECORD_SIZE - 1, b".") + b"\n"
+
+
+def test_signal_under_load_loses_nothing(adopted: None, stack: Stack) -> None:
+    """SIGTERM with 20 writers at work: what an fsync acknowledged is in the upper, whole."""
+    with Mount(Kind.PYOVERLAY, stack) as mount:
+        # By descriptor: a path would lead below the mount point once the mount has gone.
+        directory = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            started = threading.Barrier(WRITERS + 1)
+            writers = [_Writer(directory, number, started) for number in range(WRITERS)]
+            for writer in writers:
+                writer.start()
+            started.wait(LIMIT_SECONDS)
+            pid = _pid(mount)
+            os.kill(pid, signal.SIGTERM)
+            assert exit_status(pid) == 0
+            for writer in writers:
+                writer.join(LIMIT_SECONDS)
+                assert not writer.is_alive(), "a writer hangs"
+        finally:
+            os.close(directory)
+    for writer in writers:
+        assert writer.error is not None
+        assert writer.error.errno in (errno.ENOTCONN, errno.ECONNABORTED), writer.error
+        for name, count in writer.acknowledged.items():
+            content = (stack.upper / name).read_bytes()
+            assert content.startswith(b"".join(record(name, number) for number in range(count)))
+    assert sum(len(writer.acknowledged) for writer in writers) >= WRITERS
+    assert leftovers(stack.work) == []

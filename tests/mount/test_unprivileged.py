@@ -1,8 +1,9 @@
 """Mounting without privilege: by another user through fusermount3, and as root of a user namespace.
 
-Each runs a script of operations in a process that has no rights of its own, in a mount namespace of the test in which
-/dev/fuse is open to everybody and the interpreter can be reached; nothing outside of it is changed. What the script
-sees and what lies in the upper is compared with the kernel's overlay, mounted in a user namespace for the same user.
+Each runs a script of operations in a process that has no rights of its own, in a mount namespace of the test
+in which /dev/fuse is open to everybody and the interpreter can be reached; nothing outside of it is changed.
+What the script sees and what lies in the upper is compared with the kernel's overlay, mounted in a user
+namespace for the same user.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _layers(base: Path) -> Stack:
 
 
 def _room(base: Path) -> str:
-    """Shell commands that make the test's mount namespace: /dev/fuse for all, the interpreter within reach."""
+    """Shell commands that make the mount namespace: /dev/fuse for all, the interpreter within reach."""
     room = base / "room"
     room.mkdir()
     lines = [

@@ -63,8 +63,8 @@ def stack(request: pytest.FixtureRequest, base: Path) -> Stack:
 def mount_overlay(kind: Kind, stack: Stack) -> Iterator[MountFactory]:
     """A factory of live mounts, called as `(*options, stack=, kind=, read_only=, cwd=)`; all are removed.
 
-    Nothing that a test does through a mount may change a lower: the fixture compares them, unless the factory is
-    called with `check_lowers=False` (layers too big to be read twice).
+    Nothing that a test does through a mount may change a lower: the fixture compares them, unless the factory
+    is called with `check_lowers=False` (layers too big to be read twice).
     """
     mounts: list[Mount] = []
     before: dict[Path, dict[bytes, Entry]] = {}

@@ -86,7 +86,7 @@ def names(directory: Path) -> list[str]:
 
 
 def left_in_work(work: Path) -> list[str]:
-    """What lies in a work directory's `work` but must not: the kernel may keep a whiteout there to link to."""
+    """What lies in a work directory's `work` and must not; the kernel may keep one whiteout there."""
     return [name for name in names(work / "work") if not is_whiteout(work / "work" / name)]
 
 

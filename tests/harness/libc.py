@@ -51,6 +51,15 @@ def renameat2(
     _check(_libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, ctypes.c_uint(flags)), old, new)
 
 
+def utimensat(path: os.PathLike[str] | str, atime: str | int, mtime: str | int) -> None:
+    """utimensat(2): each time is nanoseconds since the epoch, "now" or "omit"."""
+    special = {"now": (1 << 30) - 1, "omit": (1 << 30) - 2}
+    values: list[int] = []
+    for wanted in (atime, mtime):
+        values += [0, special[wanted]] if isinstance(wanted, str) else divmod(wanted, 10**9)
+    _check(_libc.utimensat(AT_FDCWD, _path(path), (ctypes.c_long * 4)(*values), 0), _path(path))
+
+
 def mount(
     source: str,
     target: os.PathLike[str] | str,

@@ -231,10 +231,10 @@ def test_open_descriptors_are_cut_off(mounted: Mount, ending: signal.Signals) ->
     assert (mounted.stack.upper / "new").read_bytes() == b"kept"
 
 
-def test_idle_unmount_ends_the_daemon(mounted: Mount, record_property: Record) -> None:
+def test_idle_unmount_ends_the_daemon(mounted: Mount, record_testsuite_property: Record) -> None:
     """umount(8) on an idle mount: the daemon goes by itself. How fast is recorded: a second is the aim."""
     subprocess.run(["umount", str(mounted.path)], check=True, timeout=LIMIT_SECONDS)
-    record_property("seconds until the daemon ended", wait_for_end(_pid(mounted)))
+    record_testsuite_property("seconds until the daemon ended", wait_for_end(_pid(mounted)))
 
 
 def test_busy_unmount_is_refused(mounted: Mount) -> None:
@@ -288,7 +288,7 @@ def test_signal_while_copying_up(adopted: None, stack: Stack) -> None:
 CYCLES = 100
 
 
-def test_many_cycles(stack: Stack, record_property: Record) -> None:
+def test_many_cycles(stack: Stack, record_testsuite_property: Record) -> None:
     """Mount, stat, umount on one path, again and again."""
     start = time.monotonic()
     mount = Mount(Kind.PYOVERLAY, stack)
@@ -300,7 +300,7 @@ def test_many_cycles(stack: Stack, record_property: Record) -> None:
             mount.unmount()
         finally:
             mount.remove()
-    record_property("seconds for all cycles", time.monotonic() - start)
+    record_testsuite_property("seconds for all cycles", time.monotonic() - start)
     assert leftovers(stack.work) == []
     assert snapshot(stack.upper).keys() == {b"."}
 

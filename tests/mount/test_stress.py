@@ -253,7 +253,10 @@ _COMMON = ("file0", "file1", "file2", "file3", "file4", "file5", "other")
 
 @pytest.mark.timeout(LONG_SECONDS + 2 * HANG_SECONDS)
 def test_eight_threads(
-    kind: Kind, mount_overlay: MountFactory, long: bool, record_property: Callable[[str, object], None]
+    kind: Kind,
+    mount_overlay: MountFactory,
+    long: bool,
+    record_testsuite_property: Callable[[str, object], None],
 ) -> None:
     """Mixed operations of eight threads; the kernel's overlay runs for a moment, to prove the model."""
     seconds = LONG_SECONDS if long else SECONDS
@@ -269,7 +272,9 @@ def test_eight_threads(
     failures = [worker.failure for worker in workers if worker.failure]
     if failures:
         raise ExceptionGroup("failures of the workers", [_as_exception(failure) for failure in failures])
-    record_property("operations", sum(worker.done.total() for worker in workers))
+    record_testsuite_property(
+        f"stress on {kind.value}: operations", sum(worker.done.total() for worker in workers)
+    )
     for worker in workers:
         missing = {name for name in _KINDS_OF_WORK if not worker.done[name]}
         assert not missing, f"{worker.name} never did {missing}"

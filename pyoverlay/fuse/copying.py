@@ -1,7 +1,7 @@
 """How does an operation wait for a copy-up, while everything else goes on?
 
-Copying runs in a worker thread; two operations that need the same file wait for one copy.  A caller that is killed
-stops waiting, and when nobody waits any more the copy is given up.
+Copying runs in a worker thread; two operations that need the same file wait for one copy.  A caller that is
+killed stops waiting, and when nobody waits any more the copy is given up.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class CopyUpQueue:
     async def perform(self, need: CopyUpNeeded, pid: int) -> None:
         """Wait until the file that an operation needs is in the upper, or try again is worth it.
 
-        ``pid`` is the caller's thread id, 0 when it isn't known.  Raises OSError; EINTR when the caller was killed.
+        ``pid`` is the caller's thread id, 0 when it isn't known.  Raises OSError; EINTR when the caller was
+        killed.
         """
         running = self._running.get(need.node)
         if running is None:

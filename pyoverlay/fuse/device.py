@@ -28,7 +28,7 @@ class MountError(OverlayError):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A mounted FUSE device: its descriptor, where it is mounted, and the kernel's number of it (``0:57``)."""
+    """A mounted FUSE device: descriptor, mount point, and the mount's device number (``0:57``)."""
 
     descriptor: int
     target: str
@@ -54,7 +54,8 @@ def refuse_missing_device() -> None:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as failure:
         raise MountError(
-            f"/dev/fuse: {failure.strerror}: load the fuse module (modprobe fuse), or give this container the device"
+            f"/dev/fuse: {failure.strerror}: load the fuse module (modprobe fuse), "
+            "or give this container the device"
         ) from None
 
 
@@ -123,7 +124,7 @@ def _mount_flags(options: MountOptions) -> int:
 
 
 def _mount_with_fusermount(options: MountOptions, target: str, name: str) -> int:
-    """libfuse's lib/mount.c: fuse_mount_fusermount."""
+    """Let the setuid helper mount (lib/mount.c: fuse_mount_fusermount in libfuse)."""
     program = shutil.which("fusermount3")
     if program is None:
         raise MountError(

@@ -1,8 +1,9 @@
 """What passes between /dev/fuse and pyfuse3?
 
-The forwarder owns the device.  pyfuse3 has one end of a SOCK_SEQPACKET pair and takes it for the device.  On the way the
-forwarder answers INIT itself (libfuse knows fewer features than we serve), puts inode numbers into replies
-(pyfuse3 has one number for nodeid and st_ino), looks for the flags that pyfuse3 drops, and counts.
+The forwarder owns the device.  pyfuse3 has one end of a SOCK_SEQPACKET pair and takes it for the device.
+On the way the forwarder answers INIT itself (libfuse knows fewer features than we serve), puts inode
+numbers into replies (pyfuse3 has one number for nodeid and st_ino), looks for the flags that pyfuse3 drops,
+and counts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How does pyfuse3 ask the overlay?
 
-`OverlayOperations` translates: pyfuse3's arguments into calls of `OverlayFilesystem`, nodes into entries, OSError
-into an errno.  It decides nothing.  What waits (copies, fsync, reads that miss the page cache) waits in
-worker threads.
+`OverlayOperations` translates: pyfuse3's arguments into calls of `OverlayFilesystem`, nodes into entries,
+OSError into an errno.  It decides nothing.  What waits (copies, fsync, reads that miss the page cache)
+waits in worker threads.
 """
 
 from __future__ import annotations
@@ -422,7 +422,7 @@ class OverlayOperations(pyfuse3.Operations):
 
 
 def _read_from_cache(descriptor: int, size: int, offset: int) -> bytes | None:
-    """Read what the page cache has, or None when the disk is needed for part of it: preadv2(2), RWF_NOWAIT."""
+    """Read from the page cache, None when the disk is needed for part of it: preadv2(2), RWF_NOWAIT."""
     buffer = bytearray(size)
     try:
         count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)

@@ -1,8 +1,8 @@
 """What is the life of a mount: start, ready, serve, end?
 
-In the background the caller's process returns when the mount is live, and the daemon is another process in a session
-of its own.  It ends when the mount is gone or a signal says so: then what is in flight is served, the
-mount is detached, and the work directory is left clean.
+In the background the caller's process returns when the mount is live, and the daemon is another process in
+a session of its own.  It ends when the mount is gone or a signal says so: then what is in flight is served,
+the mount is detached, and the work directory is left clean.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def mount(
 ) -> None:
     """Mount a stack at ``target``.
 
-    In the background this returns when the mount is live.  In the ``foreground`` it returns when the mount has
-    ended.  ``debug`` logs every request; the log goes to the file ``log``, else to stderr in the foreground and to
-    syslog in the background.  ``name`` is shown as the source and as the type, ``fuse.NAME``.
+    In the background this returns when the mount is live.  In the ``foreground`` it returns when the mount
+    has ended.  ``debug`` logs every request; the log goes to the file ``log``, else to stderr in the
+    foreground and to syslog in the background.  ``name`` is shown as the source and as the type,
+    ``fuse.NAME``.
 
     Raises OverlayError with nothing mounted and nothing created.
     """
@@ -181,7 +182,7 @@ class _Daemon:
 
     def _serve(self, stack: Stack, connection: device.Connection, on_ready: Callable[[], None]) -> None:
         # Imported late: a refusal shouldn't wait for trio.
-        from pyoverlay.fuse import service
+        from pyoverlay.fuse import service  # noqa: PLC0415
 
         service.Service(stack, connection, self._describe_options()).run(on_ready, _END_SIGNALS)
 

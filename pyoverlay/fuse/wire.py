@@ -1,7 +1,7 @@
 """What do FUSE messages look like as bytes?
 
-The structs, opcodes and flags of include/uapi/linux/fuse.h that the forwarder reads or rewrites.  Pure: no I/O,
-no knowledge of the overlay.
+The structs, opcodes and flags of include/uapi/linux/fuse.h that the forwarder reads or rewrites.  Pure: no
+I/O, no knowledge of the overlay.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ FATTR_KILL_SUIDGID: Final = 1 << 11
 NOTIFY_INVALIDATE_INODE: Final = 2
 
 NAME_ONLY: Final = 1 << 63
-"""Set in a nodeid of a READDIRPLUS reply on its way through the pair: the kernel is to get name and number only."""
+"""Set in a nodeid of a READDIRPLUS reply within the daemon: the kernel gets name and number only."""
 
 PAGE: Final = 4096
 
@@ -261,7 +261,7 @@ def directory_entries(reply: Buffer) -> Iterator[int]:
 
 
 def leave_name_only(reply: bytearray | memoryview, offset: int) -> None:
-    """Take the nodeid away from the struct fuse_direntplus at ``offset``: the kernel looks it up when it needs it."""
+    """Take the nodeid from the struct fuse_direntplus at ``offset``: the kernel will look the name up."""
     _U64.pack_into(reply, offset, 0)
 
 

@@ -224,7 +224,7 @@ def _open_directory(path: str, option: str) -> int:
         elif error.errno == errno.ENOTDIR:
             reason = "not a directory: a layer is a directory of extracted files"
         else:
-            reason = error.strerror
+            reason = error.strerror or "it can't be opened"
         raise LayerError(f"{option}={path}: {reason}") from None
 
 

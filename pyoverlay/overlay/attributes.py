@@ -83,9 +83,9 @@ class AttributeChanges:
             self.kill_privileges(node)
 
     def kill_privileges(self, node: Node) -> None:
-        """Clear suid, sgid (where the group may execute) and capabilities: fs/attr.c: setattr_should_drop_suidgid.
+        """Clear suid, sgid (where the group may execute) and capabilities.
 
-        The node is in the upper.
+        The node is in the upper.  fs/attr.c: setattr_should_drop_suidgid.
         """
         assert node.upper is not None
         mode = node.upper.status().st_mode

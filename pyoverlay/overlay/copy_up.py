@@ -80,15 +80,14 @@ class CopyUps:
             raise error(errno.EROFS)
         if directory.unlinked:
             raise error(errno.ENOENT)
-        missing: list[Directory] = []
-        current: Directory | None = directory
-        while current is not None and current.upper is None:
-            missing.append(current)
-            current = current.parent
-        while missing:
+        missing = [directory]
+        parent = directory.parent
+        while parent is not None and parent.upper is None:
+            missing.append(parent)
+            parent = parent.parent
+        while len(missing) > 1:
             self._directory(missing.pop())
-        assert directory.upper is not None
-        return directory.upper
+        return self._directory(directory)
 
     def begin(self, node: Node, *, with_data: bool = True) -> CopyUp:
         """Begin to copy up a regular file; its directories come first.
@@ -111,7 +110,7 @@ class CopyUps:
 
     # Directories, symlinks, fifos, sockets, devices
 
-    def _directory(self, directory: Directory) -> None:
+    def _directory(self, directory: Directory) -> LayerObject:
         parent = directory.parent
         assert parent is not None and parent.upper is not None and directory.lower is not None
         work = self.work
@@ -131,6 +130,7 @@ class CopyUps:
             parent.covered.add(directory.name)
         self.mark_impure(parent.upper)
         self.take_note(directory)
+        return directory.upper
 
     def _special(self, node: Node) -> LayerObject:
         lower = node.lower
@@ -184,7 +184,7 @@ class CopyUps:
             with _tolerating(name):
                 prepared.set_attribute(name, lower.attribute(name))
         if has_origin:
-            with _tolerating(b""):
+            with _optional_mark():
                 prepared.set_attribute(self.stack.dialect.attribute("origin"), self.origin(lower))
         prepared.set_times(status.st_atime_ns, status.st_mtime_ns)
 
@@ -204,7 +204,7 @@ class CopyUps:
         return [name for name in names if not marks.is_own_attribute(self.stack.dialect, name)]
 
     def origin(self, lower: LayerObject) -> bytes:
-        """Return the value of ``origin`` for a copy of ``lower``; empty says "copied up, from we don't know where"."""
+        """Return the value of ``origin`` for a copy of ``lower``; empty when its handle can't be told."""
         if lower.layer.uuid is None:
             return b""
         try:
@@ -228,9 +228,9 @@ class CopyUps:
         self.take_note(node)
 
     def mark_impure(self, upper: LayerObject) -> None:
-        """Tell the kernel that inode numbers in this directory are others' (fs/overlayfs/util.c: ovl_set_impure)."""
+        """Tell the kernel that entries here have others' inode numbers (ovl_set_impure)."""
         name = self.stack.dialect.attribute("impure")
-        with _tolerating(b""):
+        with _optional_mark():
             if name not in upper.list_attributes():
                 upper.set_attribute(name, b"y")
 
@@ -337,7 +337,7 @@ class CopyUp:
                 with _tolerating(name):
                     os.setxattr(self._target, name, os.getxattr(self._source, name))
         if not self._broken_link:
-            with _tolerating(b""):
+            with _optional_mark():
                 os.setxattr(self._target, dialect.attribute("origin"), self._origin)
 
     def publish(self) -> None:
@@ -437,8 +437,18 @@ def _tolerating(name: bytes) -> Iterator[None]:
     try:
         yield
     except OSError as failure:
-        if failure.errno == errno.EOPNOTSUPP and not name.startswith(_MUST_BE_KEPT):
-            return
-        if failure.errno == errno.EPERM and name.startswith(b"trusted."):
-            return
-        raise
+        if failure.errno != errno.EOPNOTSUPP or name.startswith(_MUST_BE_KEPT):
+            raise
+
+
+@contextlib.contextmanager
+def _optional_mark() -> Iterator[None]:
+    """Let a mark be missing that only keeps inode numbers: not all objects can have ``user.*`` attributes.
+
+    fs/overlayfs/copy_up.c: ovl_set_origin_fh.
+    """
+    try:
+        yield
+    except OSError as failure:
+        if failure.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+            raise

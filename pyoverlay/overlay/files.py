@@ -1,7 +1,7 @@
 """How are open files read and written?
 
-The twin of fs/overlayfs/file.c.  A descriptor opened before a copy-up reads the copy afterwards, as the kernel's
-does (``ovl_real_fdget``).  Reads and writes are those of the real file.
+The twin of fs/overlayfs/file.c.  A descriptor opened before a copy-up reads the copy afterwards, as the
+kernel's does (``ovl_real_fdget``).  Reads and writes are those of the real file.
 """
 
 from __future__ import annotations

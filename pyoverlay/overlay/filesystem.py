@@ -1,9 +1,9 @@
 """What may a transport ask of the overlay?
 
-`OverlayFilesystem` is the one face of the semantics: it knows nodeids and handles, and hands each question to the
-room that answers it.  It is plain sequential Python: no FUSE, no threads.  An operation that needs a regular
-file's data in the upper raises `CopyUpNeeded` before it has changed anything; whoever calls copies it up
-(`begin_copy_up`) and asks again.
+`OverlayFilesystem` is the one face of the semantics: it knows nodeids and handles, and hands each question
+to the room that answers it.  It is plain sequential Python: no FUSE, no threads.  An operation that needs a
+regular file's data in the upper raises `CopyUpNeeded` before it has changed anything; whoever calls copies
+it up (`begin_copy_up`) and asks again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ Result = TypeVar("Result")
 class OverlayFilesystem:
     """A mounted stack, without the mount.
 
-    Objects are named by nodeid (the root is 1), open files and directories by handle.  Every node that `lookup`,
-    a creating method or a listing returns is to be counted with `remember`, if the kernel is told of it.
+    Objects are named by nodeid (the root is 1), open files and directories by handle.  Every node that
+    `lookup`, a creating method or a listing returns is to be counted with `remember`, if the kernel is told
+    of it.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -85,7 +86,7 @@ class OverlayFilesystem:
         return self._lookup.attributes(node)
 
     def take_copied_up(self) -> list[int]:
-        """Return the nodeids of what was copied up since the last call: the kernel's attributes of it are old."""
+        """Return the nodeids of what was copied up since the last call: what the kernel caches is old."""
         moved = self._copy_ups.moved
         if not moved:
             return []

@@ -21,7 +21,7 @@ _FIRST_NAME = 3
 
 
 class Unreachable(NamedTuple):
-    """An entry that is listed though its lookup fails, as a redirect that may not be followed: number and type."""
+    """An entry that is listed though its lookup fails (a redirect that may not be followed)."""
 
     inode: int
     mode: int
@@ -43,9 +43,7 @@ class Listing:
         """List what ``lookup`` finds."""
         self._lookup = lookup
 
-    def read(
-        self, reader: DirectoryReader, offset: int
-    ) -> Iterator[tuple[bytes, Node | Unreachable, int]]:
+    def read(self, reader: DirectoryReader, offset: int) -> Iterator[tuple[bytes, Node | Unreachable, int]]:
         """Yield (name, node, offset of the next entry) from ``offset`` on; 0 begins anew.
 
         ``.`` and ``..`` come first.  Names that have gone meanwhile are left out.

@@ -30,7 +30,7 @@ def error(number: int) -> OSError:
 
 @dataclass(slots=True)
 class DirectoryMarks:
-    """What the marks on a layer's directory say: ``opaque`` hides all below, ``redirect`` renames it there."""
+    """The marks on a layer's directory: ``opaque`` hides all below, ``redirect`` renames it there."""
 
     opaque: bool = False
     has_attribute_whiteouts: bool = False
@@ -39,7 +39,7 @@ class DirectoryMarks:
 
 @dataclass(slots=True)
 class Found:
-    """What a name is: its places, topmost first (several for a merged directory), and the first one's status."""
+    """What a name is: its places, topmost first (a merged directory has several), and the first's status."""
 
     objects: list[LayerObject]
     status: os.stat_result
@@ -167,7 +167,7 @@ class Lookup:
             components = [*components[:-1], *found.redirect.names]
 
     def _descend(self, start: LayerObject, components: list[bytes]) -> LayerObject | bool | None:
-        """Walk down in one layer: the directory there, None when it is absent, False when all below is hidden."""
+        """Walk down in one layer: the directory, None when it is absent, False when all below is hidden."""
         current = start
         for component in components:
             candidate = current.child(component)

@@ -370,7 +370,7 @@ class Namespace:
         self._moved(target, new[0], old[0])
 
     def _seal(self, node: Node, new_parent: Directory) -> None:
-        """A directory of the upper alone stays that where a lower may have its new name: it becomes opaque."""
+        """Make a directory of the upper alone opaque where a lower may have its new name."""
         if node.is_directory and new_parent.lowers and node.upper is not None:
             self._set_opaque(node.upper)
 

@@ -17,7 +17,7 @@ _FILE_SYSTEM_SHIFT: Final = 56
 
 
 class Attributes(NamedTuple):
-    """What stat shows of an object: sizes in bytes, ``blocks`` in units of 512, times in ns since the epoch."""
+    """What stat shows: sizes in bytes, ``blocks`` in units of 512, times in ns since the epoch."""
 
     inode: int
     mode: int
@@ -36,9 +36,9 @@ class Attributes(NamedTuple):
 class Node:
     """One object of the merged tree.
 
-    ``parent`` and ``name`` are one of its names (hard links have more, in ``aliases``).  ``upper`` is its place
-    in the upper, ``lower`` the place of its data in a lower until it is copied up.  ``attributes`` are kept
-    until something changes them: we are the only writer.
+    ``parent`` and ``name`` are one of its names (hard links have more, in ``aliases``).  ``upper`` is its
+    place in the upper, ``lower`` the place of its data in a lower until it is copied up.  ``attributes``
+    are kept until something changes them: we are the only writer.
     """
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Node:
     def __init__(
         self, file_type: int, inode: int, upper: LayerObject | None, lower: LayerObject | None
     ) -> None:
-        """Describe an object; it gets its names from the node table, its nodeid when the kernel hears of it."""
+        """Describe an object; the node table gives it names, and a nodeid when the kernel hears of it."""
         self.nodeid = 0
         self.lookups = 0
         self.parent: Directory | None = None
@@ -152,8 +152,9 @@ class Directory(Node):
 class InodeNumbers:
     """Which number does a layer's inode have in the merged tree?
 
-    All layers on one file system: the real number.  Otherwise the file system's index goes into the high bits,
-    as the kernel's ``xino=on`` does it: a FUSE mount has one st_dev for all, so numbers must not meet.
+    All layers on one file system: the real number.  Otherwise the file system's index goes into the high
+    bits, as the kernel's ``xino=on`` does it: a FUSE mount has one st_dev for all, so numbers must not
+    meet.
     """
 
     def __init__(self, layers: list[Layer]) -> None:

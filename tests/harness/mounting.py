@@ -3,13 +3,13 @@
 It knows pyoverlay only from outside: its command line, and the daemon's answer to inspect.
 """
 
+import atexit
 import contextlib
 import enum
 import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -17,9 +17,11 @@ from typing import Any, Self
 import pytest
 
 from tests.harness import libc
+from tests.harness.launcher import Launcher
 from tests.harness.stack import Stack
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCHER = Launcher()
+atexit.register(LAUNCHER.stop)
 
 # No mount of a test lives longer than this: a hanging daemon is killed, its callers get an error.
 LIMIT_SECONDS = 300
@@ -154,30 +156,14 @@ class Mount:
             os.chdir(here)
 
     def _mount_pyoverlay(self) -> None:
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        words = ["mount", "-o", ",".join(self.option_list()), str(self.path)]
         try:
-            result = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pyoverlay",
-                    "mount",
-                    "-o",
-                    ",".join(self.option_list()),
-                    str(self.path),
-                ],
-                env=environment,
-                cwd=self.cwd,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=60,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
+            status, said = LAUNCHER.run(words, self.cwd)
+        except TimeoutError as error:
             self._remove_by_force()
-            raise MountRefusedError(f"pyoverlay mount did not return within {error.timeout} s") from error
-        if result.returncode != 0:
-            raise MountRefusedError(os.fsdecode(result.stderr).strip() or f"exit status {result.returncode}")
+            raise MountRefusedError(str(error)) from error
+        if status != 0:
+            raise MountRefusedError(said.strip() or f"exit status {status}")
         pid = int(self.inspect()["pid"])
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)

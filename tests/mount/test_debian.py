@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Entry, Kind, Mount, Stack, make_stack, snapshot
-from tests.harness.mounting import REPOSITORY
+from tests.mount.command import PYOVERLAY, environment
 
 SUITE = "bookworm"
 CACHE_VERSION = 1
@@ -177,12 +176,12 @@ def _pyoverlay_run(lowers: list[Path], options: list[str], *command: str) -> str
     """`pyoverlay run` over the lowers (topmost first); returns the command's standard output."""
     arguments = [word for lower in lowers for word in ("--lower", str(lower))] + options
     arguments += [word for name, value in _ENVIRONMENT.items() for word in ("--env", f"{name}={value}")]
-    whole = [sys.executable, "-m", "pyoverlay", "run", *arguments, "--", *command]
+    whole = [*PYOVERLAY, "run", *arguments, "--", *command]
     result = subprocess.run(
         whole,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment(),
         timeout=COMMAND_LIMIT_SECONDS,
         check=False,
     )

@@ -9,19 +9,20 @@ import contextlib
 import errno
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.differential.upper import leftovers
 from tests.harness import Kind, Mount, Stack, fails_with, make_stack, snapshot
-from tests.harness.mounting import REPOSITORY
+from tests.mount.command import PYOVERLAY, environment
 from tests.mount.daemons import (
     LIMIT_SECONDS,
     adopting_orphans,
@@ -77,87 +78,78 @@ def test_live_when_the_parent_returns(mounted: Mount) -> None:
     assert _pid(mounted) != os.getpid()
 
 
-def test_daemon_is_its_own_master(mounted: Mount) -> None:
-    """Own session, no terminal, current directory /, standard descriptors on /dev/null."""
-    pid = _pid(mounted)
-    assert os.getsid(pid) != os.getsid(0)
-    process = Path("/proc") / str(pid)
-    terminal = (process / "stat").read_text().rsplit(")", 1)[1].split()[4]
-    assert terminal == "0"
-    assert os.readlink(process / "cwd") == "/"
-    for number in range(3):
-        assert os.readlink(process / "fd" / str(number)) == "/dev/null"
-
-
-def test_daemon_holds_nothing_of_its_parent(stack: Stack) -> None:
-    """A pipe that the caller had open isn't kept open by the daemon, or engines would wait for ever."""
-    reading, writing = os.pipe()
-    os.set_inheritable(writing, True)
-    with os.fdopen(reading, "rb") as pipe, Mount(Kind.PYOVERLAY, stack) as mount:
-        os.close(writing)
-        links = [os.readlink(link) for link in (Path("/proc") / str(mount.pid) / "fd").iterdir()]
-        assert [link for link in links if link == f"pipe:[{os.fstat(pipe.fileno()).st_ino}]"] == []
-
-
-def test_caller_that_inherits_pipes_sees_their_end(stack: Stack) -> None:
-    """The command's stdout and stderr end when it returns, though the daemon lives on."""
+@contextlib.contextmanager
+def mounted_by_command(
+    stack: Stack, *words: str, before: Sequence[str] = (), pass_fds: Sequence[int] = ()
+) -> Iterator[int]:
+    """Mounts as a person does, by the whole command line after the words `before`; gives the daemon's pid."""
     mount = Mount(Kind.PYOVERLAY, stack)
-    command = [sys.executable, "-m", "pyoverlay", "mount", "-o", ",".join(mount.option_list())]
-    with subprocess.Popen(
-        [*command, str(stack.merged)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        pass_fds=[],
-    ) as process:
-        try:
-            said, _ = process.communicate(timeout=LIMIT_SECONDS)
-            assert (process.returncode, said) == (0, b"")
-            assert is_mounted(stack.merged)
-        finally:
-            mount.remove()
-            process.kill()
+    command = [*before, *PYOVERLAY, "mount", *words, "-o", ",".join(mount.option_list()), str(stack.merged)]
+    try:
+        result = subprocess.run(
+            command,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT_SECONDS,
+            pass_fds=pass_fds,
+            check=False,
+        )
+        assert (result.returncode, result.stdout) == (0, b"")
+        pid = int(mount.inspect()["pid"])
+        yield pid
+        mount.unmount()
+        wait_for_end(pid)
+    finally:
+        mount.remove()
+
+
+def test_pipes_of_the_caller_end(stack: Stack) -> None:
+    """stdout, stderr and whatever else was inherited end with the command, though the daemon lives on."""
+    reading, writing = os.pipe()
+    # That the command returns at all says it for stdout and stderr.
+    with open(reading, "rb") as pipe, mounted_by_command(stack, pass_fds=[writing]):
+        os.close(writing)
+        assert pipe.read() == b""
+        assert is_mounted(stack.merged)
+
+
+def test_daemon_is_its_own_master(stack: Stack) -> None:
+    """Started on a terminal that is closed then: own session, no terminal, at /, on /dev/null, and alive."""
+    mount = Mount(Kind.PYOVERLAY, stack)
+    words = [*PYOVERLAY, "mount", "-o", ",".join(mount.option_list()), str(stack.merged)]
+    try:
+        terminal = ["script", "--quiet", "--return", "--command", shlex.join(words), "/dev/null"]
+        subprocess.run(
+            terminal, env=environment(), stdin=subprocess.DEVNULL, check=True, timeout=LIMIT_SECONDS
+        )
+        pid = int(mount.inspect()["pid"])
+        assert os.getsid(pid) != os.getsid(0)
+        process = Path("/proc") / str(pid)
+        controlling_terminal = (process / "stat").read_text().rsplit(")", 1)[1].split()[4]
+        assert controlling_terminal == "0"
+        assert os.readlink(process / "cwd") == "/"
+        for number in range(3):
+            assert os.readlink(process / "fd" / str(number)) == "/dev/null"
+        assert (stack.merged / "file").read_text() == "from the lower\n"
+    finally:
+        mount.remove()
 
 
 def test_soft_limit_of_descriptors_is_raised(stack: Stack) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-    try:
-        mount = Mount(Kind.PYOVERLAY, stack)
-        mount.mount()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    try:
-        assert resource.prlimit(_pid(mount), resource.RLIMIT_NOFILE) == (hard, hard)
-    finally:
-        mount.remove()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with mounted_by_command(stack, before=["prlimit", "--nofile=256:"]) as pid:
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_log_file(stack: Stack, base: Path) -> None:
     """With -d and --log, every request is told in the file, and nothing on the terminal."""
     log = base / "log"
-    mount = Mount(Kind.PYOVERLAY, stack)
-    command = ["mount", "-d", "--log", str(log), "-o", ",".join(mount.option_list()), str(stack.merged)]
-    try:
-        result = _pyoverlay(*command)
-        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+    with mounted_by_command(stack, "-d", "--log", str(log)):
         assert "LOOKUP" not in log.read_text()
         (stack.merged / "file").stat()
         wait_until(lambda: "LOOKUP" in log.read_text(), "the request in the log")
-    finally:
-        mount.remove()
-
-
-def _pyoverlay(*words: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "pyoverlay", *words],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
 
 
 # --- the end --------------------------------------------------------------------------------------------
@@ -187,11 +179,11 @@ def test_exit_status_and_traces(adopted: None, stack: Stack, ending: signal.Sign
 def test_foreground(stack: Stack, ending: signal.Signals) -> None:
     """With -f the command itself serves, and exits with 0 when a signal ends it."""
     mount = Mount(Kind.PYOVERLAY, stack)
-    command = [sys.executable, "-m", "pyoverlay", "mount", "-f", "-o", ",".join(mount.option_list())]
+    command = [*PYOVERLAY, "mount", "-f", "-o", ",".join(mount.option_list())]
     with subprocess.Popen(
         [*command, str(stack.merged)],
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment(),
     ) as process:
         try:
             wait_until(lambda: is_mounted(stack.merged) or process.poll() is not None, "the mount")

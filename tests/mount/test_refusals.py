@@ -15,7 +15,7 @@ import pytest
 
 from tests.harness import Kind, Mount, MountRefusedError, Stack, make_stack, snapshot
 from tests.harness.libc import umount
-from tests.harness.mounting import REPOSITORY
+from tests.mount.command import environment, mounts_below, processes_naming
 
 LIMIT_SECONDS = 60
 
@@ -42,7 +42,7 @@ def _mount_command(options: list[str], target: Path) -> list[str]:
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         command,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=LIMIT_SECONDS,
@@ -50,29 +50,10 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def _mounts_below(base: Path) -> list[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        return [line for line in table if line.split()[4].startswith(str(base))]
-
-
-def _processes_about(base: Path) -> set[int]:
-    """Processes whose command line names the directory, this one left out."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if os.fsencode(base) in words:
-                found.add(int(entry.name))
-    return found
-
-
 def _assert_refused(base: Path, command: list[str], *words: str) -> str:
     """Runs the command and asserts a refusal that tells the `words` and leaves everything as it was."""
     before = snapshot(base, exact=True)
-    mounted, running = _mounts_below(base), _processes_about(base)
+    mounted, running = mounts_below(base), processes_naming(base)
     result = _run(command)
     said = os.fsdecode(result.stderr)
     assert result.returncode == 1, f"exit status {result.returncode}, said {said!r}"
@@ -82,8 +63,8 @@ def _assert_refused(base: Path, command: list[str], *words: str) -> str:
     assert "Traceback" not in said
     for word in words:
         assert word.lower() in said.lower(), f"{word!r} isn't in {said!r}"
-    assert _mounts_below(base) == mounted
-    assert _processes_about(base) == running
+    assert mounts_below(base) == mounted
+    assert processes_naming(base) == running
     assert snapshot(base, exact=True) == before, "something was created or changed"
     return said
 
@@ -130,7 +111,7 @@ def _refuse(kind: Kind, stack: Stack, options: list[str], *words: str) -> None:
     if kind is Kind.KERNEL:
         with pytest.raises(MountRefusedError):
             Mount(kind, stack, *options).mount()
-        assert _mounts_below(stack.merged) == []
+        assert mounts_below(stack.merged) == []
         return
     _assert_mount_refused(stack, _options(stack, *options), *words)
 

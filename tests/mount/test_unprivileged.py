@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Kind, Stack, make_stack
-from tests.harness.mounting import REPOSITORY
+from tests.mount.command import environment
 from tests.mount.daemons import is_mounted
 
 NOBODY = 65534
+_PACKAGES = environment()["PYTHONPATH"]
 LIMIT_SECONDS = 120
 
 # Runs as the other user: argv is how to mount, how to unmount, the target and the upper directory.
@@ -134,7 +135,7 @@ def _room(base: Path) -> str:
 def _closed_directories() -> dict[Path, list[Path]]:
     """Directories on the way to the interpreter, its packages and pyoverlay that only root may pass."""
     closed: dict[Path, list[Path]] = {}
-    for path in {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), REPOSITORY}:
+    for path in {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), Path(_PACKAGES)}:
         for parent in reversed(path.parents):
             if not parent.stat().st_mode & 0o001:
                 closed.setdefault(parent, []).append(path)
@@ -159,7 +160,7 @@ def _perform(stack: Stack, kind: Kind, *, user_namespace: bool) -> dict[str, obj
     room = ["unshare", "--mount", "--", "sh", "-c", _room(stack.base), "sh"]
     result = subprocess.run(
         [*room, *nobody, *namespace, *script],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": _PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"},
         cwd="/",
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -1,0 +1,282 @@
+"""Costs that are promised: counted, never timed: requests, the daemon's system calls, its descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Kind, Mount, Stack, make_stack
+from tests.mount.command import pyoverlay, succeed
+from tests.mount.daemons import LIMIT_SECONDS, wait_until
+
+
+@pytest.fixture
+def stack(base: Path) -> Stack:
+    """Two lowers that share a directory of some hundred files, and one file of 512 MB."""
+    made = make_stack(base, lowers=2)
+    for number in range(300):
+        directory = made.lowers[number % 2] / "shared"
+        directory.mkdir(exist_ok=True)
+        (directory / f"file{number}").write_text(f"{number}\n")
+    (made.lowers[1] / "data").write_bytes(os.urandom(1 << 20))
+    with open(made.lowers[1] / "huge", "wb") as file:
+        file.truncate(512 * 10**6)
+    return made
+
+
+@pytest.fixture
+def mount(stack: Stack) -> Iterator[Mount]:
+    """A live pyoverlay mount over the stack."""
+    with Mount(Kind.PYOVERLAY, stack) as live:
+        yield live
+
+
+@dataclass
+class Spent:
+    """What the daemon did during a block: requests by operation, and system calls on layers."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    layer_syscalls: int = 0
+
+
+@contextlib.contextmanager
+def spending(mount: Mount) -> Iterator[Spent]:
+    """Fills the `Spent` that it gives when the block has ended."""
+    before = mount.inspect()
+    spent = Spent()
+    yield spent
+    after = mount.inspect()
+    spent.layer_syscalls = after["layer_syscalls"] - before["layer_syscalls"]
+    for name, count in after["requests"].items():
+        if count != before["requests"].get(name, 0):
+            spent.requests[name] = count - before["requests"].get(name, 0)
+
+
+@contextlib.contextmanager
+def tracing(pid: int, output: Path) -> Iterator[list[str]]:
+    """The daemon's system calls during a block, one line each as strace prints them, of all its threads."""
+    lines: list[str] = []
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-q", "-s", "512", "-p", str(pid), "-o", str(output)], stdin=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: tracer.poll() is not None or _is_traced(pid), "the tracer")
+        assert tracer.poll() is None, "strace ended at once"
+        yield lines
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.wait(LIMIT_SECONDS)
+    lines += output.read_text(errors="surrogateescape").splitlines()
+
+
+def _is_traced(pid: int) -> bool:
+    for task in (Path("/proc") / str(pid) / "task").iterdir():
+        status = (task / "status").read_text()
+        if re.search(r"^TracerPid:\t0$", status, re.MULTILINE):
+            return False
+    return True
+
+
+def _call(line: str) -> str:
+    """The name of the system call in a line of strace -f."""
+    found = re.match(r"(?:\d+ +)?(?:<\.\.\. )?(\w+)", line)
+    return found.group(1) if found else ""
+
+
+CALLS_ON_FILES = re.compile(
+    r"open|stat|xattr|getdents|readlink|access|name_to_handle|mknod|mkdir|unlink|rename|link|chmod|chown|utime"
+)
+"""Names of system calls that look at or change files of a layer."""
+
+
+# --- requests ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["data", "shared/file7", "shared", "none", "shared/none"])
+def test_warm_stats_send_nothing(mount: Mount, name: str) -> None:
+    """1,000 stats of a known name: no request at all, also for a name that is known not to exist."""
+    path = mount.path / name
+    exists = os.path.lexists(path)
+    with spending(mount) as spent:
+        for _ in range(1000):
+            assert os.path.lexists(path) == exists
+    assert spent == Spent()
+
+
+def test_stats_after_a_listing_send_nothing(mount: Mount) -> None:
+    """What a listing showed needs no lookup."""
+    names = os.listdir(mount.path / "shared")
+    assert len(names) == 300
+    with spending(mount) as spent:
+        for name in names:
+            assert (mount.path / "shared" / name).stat().st_size > 0
+    assert spent == Spent()
+
+
+@pytest.mark.parametrize("where", ["lower", "copied up", "upper"])
+def test_second_read_sends_no_read(mount: Mount, where: str) -> None:
+    """An unchanged file that was read once is read again from the kernel's page cache, whoever opens it."""
+    path = mount.path / "data"
+    content = path.read_bytes()
+    if where == "copied up":
+        with open(path, "r+b") as file:
+            file.write(b"new")
+        content = b"new" + content[3:]
+    elif where == "upper":
+        path = mount.path / "fresh"
+        path.write_bytes(content)
+    assert path.read_bytes() == content
+    with spending(mount) as spent:
+        assert path.read_bytes() == content
+    assert "READ" not in spent.requests
+    assert spent.requests.get("OPEN", 0) <= 1
+
+
+def test_reading_a_symlink_again(mount: Mount) -> None:
+    """A symlink's target is asked for once."""
+    (mount.path / "link").symlink_to("data")
+    assert os.readlink(mount.path / "link") == "data"
+    with spending(mount) as spent:
+        for _ in range(100):
+            assert os.readlink(mount.path / "link") == "data"
+    assert spent == Spent()
+
+
+# --- system calls on layers --------------------------------------------------------------------------------
+
+
+def test_lookup_in_a_loaded_directory(mount: Mount, base: Path) -> None:
+    """Names that a loaded directory doesn't have are answered without a look at any layer."""
+    os.listdir(mount.path / "shared")
+    assert mount.pid is not None
+    with tracing(mount.pid, base / "trace") as lines, spending(mount) as spent:
+        for number in range(200):
+            assert not os.path.lexists(mount.path / f"shared/none{number}")
+    assert spent.requests == {"LOOKUP": 200}
+    assert spent.layer_syscalls == 0
+    assert _between_inspections(lines) == []
+
+
+def _between_inspections(lines: list[str]) -> list[str]:
+    """Calls on files in a trace, without those of the control socket, which is no layer."""
+    return [line for line in lines if CALLS_ON_FILES.search(_call(line)) and "/proc/" not in line]
+
+
+def test_lookup_of_names_made_meanwhile(mount: Mount) -> None:
+    """A loaded directory stays loaded while we change it: new names are known, removed ones unknown."""
+    directory = mount.path / "shared"
+    os.listdir(directory)
+    for number in range(20):
+        (directory / f"new{number}").touch()
+        (directory / f"file{number}").unlink()
+    directory.stat()  # its times have changed, and are asked for again
+    with spending(mount) as spent:
+        for number in range(20):
+            assert (directory / f"new{number}").exists()
+            assert not (directory / f"file{number}").exists()
+            assert not (directory / f"other{number}").exists()
+    assert spent.layer_syscalls == 0
+
+
+def test_unlinking_opens_no_data(mount: Mount, base: Path) -> None:
+    """Removing a lower file of 512 MB is a whiteout: its data is neither opened nor read nor copied."""
+    assert mount.pid is not None
+    with tracing(mount.pid, base / "trace") as lines:
+        (mount.path / "huge").unlink()
+    opened = [line for line in lines if "open" in _call(line) and '"huge"' in line and "O_PATH" not in line]
+    assert opened == []
+    copied = [line for line in lines if re.search("copy_file_range|sendfile|splice|ioctl|pread", _call(line))]
+    assert copied == []
+    assert not (mount.path / "huge").exists()
+    whiteout = (mount.stack.upper / "huge").lstat()
+    assert (whiteout.st_mode & 0o170000, whiteout.st_rdev) == (0o020000, 0)
+
+
+def test_truncating_open_copies_no_data(mount: Mount, base: Path) -> None:
+    """O_TRUNC on a lower file copies its attributes, not its data."""
+    assert mount.pid is not None
+    with tracing(mount.pid, base / "trace") as lines:
+        os.close(os.open(mount.path / "huge", os.O_WRONLY | os.O_TRUNC))
+    copied = [line for line in lines if re.search("copy_file_range|sendfile|splice|pread", _call(line))]
+    assert copied == []
+    assert (mount.stack.upper / "huge").stat().st_size == 0
+
+
+def test_renaming_a_directory_is_constant(mount: Mount) -> None:
+    """Renaming an upper directory costs the same whether ten or 10,000 of its files are known."""
+    costs = {}
+    for count in (10, 10_000):
+        directory = mount.path / f"directory{count}"
+        directory.mkdir()
+        for number in range(count):
+            os.close(os.open(directory / f"file{number}", os.O_CREAT | os.O_WRONLY, 0o644))
+        assert len(os.listdir(directory)) == count
+        (mount.path / f"renamed{count}").exists()
+        with spending(mount) as spent:
+            directory.rename(mount.path / f"renamed{count}")
+        costs[count] = spent
+        with spending(mount) as afterwards:
+            for number in range(0, count, max(1, count // 10)):
+                assert (mount.path / f"renamed{count}/file{number}").stat().st_size == 0
+        assert afterwards.requests.get("LOOKUP", 0) <= 10
+    assert costs[10_000] == costs[10]
+    # The kernel looks a rename's target up again, whatever it knows (fs/fuse/dir.c: fuse_dentry_revalidate).
+    assert sum(costs[10_000].requests.values()) <= 2
+
+
+# --- descriptors -------------------------------------------------------------------------------------------
+
+
+def _descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_no_descriptor_per_file(base: Path) -> None:
+    """5,000 known files hold no descriptor of the daemon's."""
+    stack = make_stack(base)
+    (stack.lower / "many").mkdir()
+    for number in range(5000):
+        (stack.lower / f"many/file{number}").touch()
+    with Mount(Kind.PYOVERLAY, stack) as mount:
+        assert mount.pid is not None
+        (mount.path / "many/file0").stat()
+        before = _descriptors(mount.pid)
+        for number in range(5000):
+            (mount.path / f"many/file{number}").stat()
+            if number % 10 == 0:
+                (mount.path / f"many/file{number}").chmod(0o600)
+        assert _descriptors(mount.pid) <= before + 10
+
+
+def test_many_nodes_under_a_low_limit(base: Path) -> None:
+    """A daemon that may open 256 descriptors serves 2,000 known directories with a file each."""
+    stack = make_stack(base)
+    for number in range(2000):
+        directory = stack.lower / f"top{number % 20}/directory{number}"
+        directory.mkdir(parents=True)
+        (directory / "file").write_text(str(number))
+    mount = Mount(Kind.PYOVERLAY, stack)
+    words = ["mount", "-o", ",".join(mount.option_list()), str(stack.merged)]
+    try:
+        succeed(pyoverlay(*words, before=["prlimit", "--nofile=256:256"]))
+        pid = int(mount.inspect()["pid"])
+        for number in range(2000):
+            directory = mount.path / f"top{number % 20}/directory{number}"
+            assert os.listdir(directory) == ["file"]
+            with open(directory / "file", "r+") as file:
+                assert file.read() == str(number)
+                file.write("!")
+        assert _descriptors(pid) < 256
+        for number in range(2000):
+            path = mount.path / f"top{number % 20}/directory{number}/file"
+            assert path.read_text() == f"{number}!"
+    finally:
+        mount.remove()

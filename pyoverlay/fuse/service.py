@@ -25,7 +25,7 @@ from pyoverlay.overlay.filesystem import OverlayFilesystem
 log = logging.getLogger(__name__)
 
 _SECONDS_FOR_REQUESTS_IN_FLIGHT: Final = 30
-_MOST_TASKS: Final = 128
+_MOST_TASKS: Final = 1024
 
 
 class Service:

@@ -9,12 +9,15 @@ stack, nor what marks mean.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections import deque
 from typing import Final
 
 from pyoverlay.layers import syscalls
+
+log = logging.getLogger(__name__)
 
 DIRECTORY_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -101,16 +104,20 @@ class Layer:
     def _clone(self, descriptor: int) -> int:
         try:
             clone = syscalls.clone_mount(descriptor)
-        except OSError:
-            return descriptor
+        except OSError as failure:
+            return self._keep_uncloned(descriptor, failure)
         try:
             syscalls.make_mount_read_only(clone)
-        except OSError:
+        except OSError as failure:
             os.close(clone)
-            return descriptor
+            return self._keep_uncloned(descriptor, failure)
         os.close(descriptor)
         self.cloned = True
         return clone
+
+    def _keep_uncloned(self, descriptor: int, failure: OSError) -> int:
+        log.info("%s is used without a private clone of its mount: %s", self.path, failure.strerror)
+        return descriptor
 
     def _open_root(self) -> int:
         """Open the root for what O_PATH can't do; -1 when it may not be read."""

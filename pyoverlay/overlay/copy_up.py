@@ -129,7 +129,7 @@ class CopyUps:
         if parent.loaded:
             parent.covered.add(directory.name)
         self.mark_impure(parent.upper)
-        self.take_note(directory)
+        self.take_note(directory, parent)
         return directory.upper
 
     def _special(self, node: Node) -> LayerObject:
@@ -225,7 +225,7 @@ class CopyUps:
             node.inode = self._lookup.numbers.number(upper.layer, upper.status().st_ino)
         elif parent is not None and parent.upper is not None:
             self.mark_impure(parent.upper)
-        self.take_note(node)
+        self.take_note(node, parent)
 
     def mark_impure(self, upper: LayerObject) -> None:
         """Tell the kernel that entries here have others' inode numbers (ovl_set_impure)."""
@@ -234,10 +234,12 @@ class CopyUps:
             if name not in upper.list_attributes():
                 upper.set_attribute(name, b"y")
 
-    def take_note(self, node: Node) -> None:
-        """Remember that ``node`` is another object on disk now."""
-        node.attributes = None
-        self.moved.append(node)
+    def take_note(self, node: Node, parent: Directory | None = None) -> None:
+        """Remember that ``node`` is another object on disk now, and that its directory got a new ctime."""
+        for changed in (node, parent):
+            if changed is not None:
+                changed.attributes = None
+                self.moved.append(changed)
 
     @contextlib.contextmanager
     def _keeping_times(self, directory: LayerObject) -> Iterator[None]:

@@ -129,6 +129,7 @@ class Namespace:
 
         self._make(upper, name, make, None)
         self._nodes.add_name(node, parent, name)
+        parent.attributes = None
         self._refresh_linked(node, parent)
         return node
 

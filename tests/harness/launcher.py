@@ -1,7 +1,7 @@
 """How does a test run pyoverlay's command line without waiting for Python's imports each time?
 
-A process that has imported pyoverlay forks one that runs the command, as `python -m pyoverlay` does but for the
-start of the interpreter. This file is both sides: the class is the tests' side, `serve` the other process's,
+A process that has imported pyoverlay forks one that runs the command, as `python -m pyoverlay` does but for
+the start of the interpreter. This file is both sides: the class is the tests', `serve` the other process's,
 which imports nothing but the standard library and pyoverlay, for daemons come out of it.
 """
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.harness import MountFactory, Stack, fails_with, run_as, snapshot
 from tests.harness.content import CAPABILITY, NET_RAW, attribute, make_directory, make_file, make_symlink
-from tests.harness.libc import utimensat
+from tests.harness.libc import MNT_DETACH, umount, utimensat
+from tests.harness.libc import mount as mount_file_system
 
 USER = 1000
 
@@ -233,6 +234,30 @@ def test_statfs_is_the_uppers(stack: Stack, mount_overlay: MountFactory) -> None
         # Others write to this file system meanwhile.
         assert abs(seen.f_bavail - of_upper.f_bavail) < of_upper.f_blocks // 20
         assert abs(seen.f_ffree - of_upper.f_ffree) < of_upper.f_files // 20
+
+
+@pytest.mark.lowers(2)
+def test_statfs_without_an_upper_is_the_topmost_lowers(stack: Stack, mount_overlay: MountFactory) -> None:
+    mount_file_system("tmpfs", stack.lowers[0], "tmpfs", data="size=8M,mode=755")
+    try:
+        make_file(stack.lowers[0] / "file")
+        mount = mount_overlay(read_only=True, check_lowers=False)
+        for path in (mount.path, mount.path / "file"):
+            assert os.statvfs(path).f_blocks == os.statvfs(stack.lowers[0]).f_blocks
+            assert os.statvfs(path).f_flag & os.ST_RDONLY
+        mount.remove()
+    finally:
+        umount(stack.lowers[0], MNT_DETACH)
+
+
+def test_reading_moves_the_atime_of_an_upper_file(stack: Stack, mount_overlay: MountFactory) -> None:
+    make_file(stack.upper / "file", "content")
+    os.utime(stack.upper / "file", ns=(1, 2))
+    merged = mount_overlay().path
+    assert (merged / "file").stat().st_atime_ns == 1
+    assert (merged / "file").read_text() == "content"
+    assert (merged / "file").stat().st_atime_ns > 10**18
+    assert (merged / "file").stat().st_mtime_ns == 2
 
 
 def test_everything_about_a_lower_tree_shows(stack: Stack, mount_overlay: MountFactory) -> None:

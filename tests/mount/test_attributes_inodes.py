@@ -8,8 +8,8 @@ import pytest
 
 from tests.harness import Kind, MountFactory, Stack, make_stack
 from tests.harness.content import make_directory, make_file, make_symlink
+from tests.harness.libc import DirectoryStream, umount
 from tests.harness.libc import mount as mount_file_system
-from tests.harness.libc import umount
 
 PATHS = ("d", "d/file", "d/link", "d/fifo", "d/sub", "d/sub/deep")
 
@@ -77,6 +77,25 @@ def test_merged_directory_has_the_number_of_its_topmost_lower(
     for _ in range(2):
         assert (mount.path / "d").stat().st_ino == number
         mount.remount()
+
+
+def test_root_has_the_uppers_number(stack: Stack, mount_overlay: MountFactory) -> None:
+    mount = mount_overlay()
+    for _ in range(2):
+        assert mount.path.stat().st_ino == stack.upper.stat().st_ino
+        make_file(mount.path / "new")
+        with os.scandir(mount.path) as entries:
+            assert [entry.inode() for entry in entries] == [(mount.path / "new").stat().st_ino]
+        with DirectoryStream(mount.path) as stream:
+            assert {entry.inode for entry in stream if entry.name == b"."} == {stack.upper.stat().st_ino}
+        mount.remount()
+
+
+@pytest.mark.lowers(2)
+def test_root_of_a_read_only_tree_has_its_topmost_lowers_number(
+    stack: Stack, mount_overlay: MountFactory
+) -> None:
+    assert mount_overlay(read_only=True).path.stat().st_ino == stack.lowers[0].stat().st_ino
 
 
 def test_new_objects_have_the_uppers_numbers(tree: Stack, mount_overlay: MountFactory) -> None:

@@ -196,6 +196,31 @@ def test_names_that_stay_are_listed_once_while_others_come_and_go(
     assert max(seen.values()) == 1, "no name is listed twice"
 
 
+@pytest.mark.lowers(2)
+def test_position_in_a_directory_stays_good_while_names_come_and_go(
+    stack: Stack, mount_overlay: MountFactory
+) -> None:
+    for number in range(300):
+        make_file((stack.upper, *stack.lowers)[number % 3] / "d" / f"name{number}")
+    directory = mount_overlay().path / "d"
+    with DirectoryStream(directory) as stream:
+        before = [stream.read() for _ in range(150)]
+        position = stream.tell()
+        after = {entry.name for entry in stream}
+        passed = {entry.name for entry in before if entry}
+        for name in [*sorted(passed)[20:60], *sorted(after)[20:60]]:
+            if name not in (b".", b".."):
+                os.unlink(os.fsencode(directory) + b"/" + name)
+        for number in range(50):
+            (directory / f"added{number}").touch()
+        stream.seek(position)
+        again = Counter(entry.name for entry in stream)
+    stayed = {name for name in after if (name in (b".", b"..")) or (directory / os.fsdecode(name)).exists()}
+    assert stayed <= set(again)
+    assert max(again.values()) == 1
+    assert not {name for name in passed if name.startswith(b"name")} & set(again), "nothing is listed twice"
+
+
 def test_two_readers_do_not_disturb_each_other(stack: Stack, mount_overlay: MountFactory) -> None:
     for number in range(100):
         make_file(stack.lower / "d" / f"name{number}")

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from tests.harness import Kind, Mount, MountFactory, Stack, fails_with
+from tests.harness import Kind, Mount, MountFactory, Stack, fails_with, snapshot
 from tests.harness.content import make_directory, make_file, make_opaque, names
 
 REDIRECT = "trusted.overlay.redirect"
@@ -170,6 +170,26 @@ def test_own_attributes_are_hidden(stack: Stack, mount_overlay: MountFactory) ->
         with fails_with(errno.ENODATA):
             os.removexattr(merged / path, f"trusted.overlay.{attribute}")
     assert os.getxattr(stack.upper / "d", "trusted.overlay.opaque") == b"y"
+
+
+def test_no_mark_of_a_well_used_upper_shows(stack: Stack, mount_overlay: MountFactory) -> None:
+    for name in ("changed", "moved", "gone"):
+        make_file(stack.lower / "d" / name, name)
+    make_file(stack.lower / "opaque" / "old")
+    with Mount(Kind.KERNEL, stack) as overlay:
+        (overlay.path / "d" / "changed").write_text("new")
+        (overlay.path / "d" / "moved").rename(overlay.path / "d" / "there")
+        (overlay.path / "d" / "gone").unlink()
+        (overlay.path / "opaque" / "old").unlink()
+        (overlay.path / "opaque").rmdir()
+        make_file(overlay.path / "opaque" / "new")
+        expected = snapshot(overlay.path)
+        inodes = {path: os.lstat(bytes(overlay.path) + b"/" + path).st_ino for path in expected}
+    merged = mount_overlay().path
+    assert snapshot(merged) == expected
+    assert {path: os.lstat(bytes(merged) + b"/" + path).st_ino for path in expected} == inodes
+    for path in expected:
+        assert os.listxattr(bytes(merged) + b"/" + path) == []
 
 
 def test_escaped_attributes_are_unescaped(stack: Stack, mount_overlay: MountFactory) -> None:

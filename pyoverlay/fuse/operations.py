@@ -39,6 +39,7 @@ from pyoverlay.overlay.filesystem import (
     Caller,
     Change,
     CopyUpNeeded,
+    LoadNeeded,
     Node,
     OverlayFilesystem,
     Unreachable,
@@ -105,12 +106,14 @@ class OverlayOperations(pyfuse3.Operations):
         self._transport.forward_waiting_replies()
 
     async def _run(self, pid: int, operation: Callable[[], Result]) -> Result:
-        """Run an operation with all the copy-ups that it asks for."""
+        """Run an operation with all the copies and readings that it asks for."""
         while True:
             try:
                 return operation()
             except CopyUpNeeded as need:
                 await self._queue.perform(need, pid)
+            except LoadNeeded as need:
+                await _load(need)
 
     # Translation
 
@@ -154,7 +157,7 @@ class OverlayOperations(pyfuse3.Operations):
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Find a name; that there is none is remembered as well."""
         try:
-            node = self._filesystem.lookup(parent_inode, name)
+            node = await self._run(ctx.pid, lambda: self._filesystem.lookup(parent_inode, name))
         except FileNotFoundError:
             absent = EntryAttributes()
             absent.st_ino = InodeT(0)
@@ -378,7 +381,8 @@ class OverlayOperations(pyfuse3.Operations):
     @_answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a directory with everything that stat shows."""
-        for name, listed, next_offset in self._filesystem.read_directory(fh, start_id):
+        entries = await self._run(0, lambda: self._filesystem.read_directory(fh, start_id))
+        for name, listed, next_offset in entries:
             if isinstance(listed, Unreachable):
                 entry = self._name_only(listed.inode, listed.mode)
             elif name in (b".", b".."):
@@ -419,6 +423,14 @@ class OverlayOperations(pyfuse3.Operations):
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
         """Leave it to the kernel (default_permissions)."""
         raise FUSEError(errno.ENOSYS)
+
+
+async def _load(need: LoadNeeded) -> None:
+    try:
+        await trio.to_thread.run_sync(need.load.run)
+        need.load.publish()
+    finally:
+        need.load.close()
 
 
 def _read_from_cache(descriptor: int, size: int, offset: int) -> bytes | None:

@@ -2,8 +2,8 @@
 
 `OverlayFilesystem` is the one face of the semantics: it knows nodeids and handles, and hands each question
 to the room that answers it.  It is plain sequential Python: no FUSE, no threads.  An operation that needs a
-regular file's data in the upper raises `CopyUpNeeded` before it has changed anything; whoever calls copies
-it up (`begin_copy_up`) and asks again.
+regular file's data in the upper raises `CopyUpNeeded` before it has changed anything, one that needs a large
+directory read raises `LoadNeeded`; whoever calls sees to it and asks again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,21 @@ from pyoverlay.overlay.attributes import AttributeChanges, Change
 from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.copy_up import CopyUp, CopyUpNeeded, CopyUps
 from pyoverlay.overlay.files import Files, OpenFile
-from pyoverlay.overlay.listing import DirectoryReader, Listing, Unreachable
+from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, Unreachable
 from pyoverlay.overlay.lookup import Lookup, error
 from pyoverlay.overlay.namespace import Namespace
 from pyoverlay.overlay.node import Attributes, Directory, Node
 
-__all__ = ["Attributes", "Caller", "Change", "CopyUpNeeded", "Node", "OverlayFilesystem", "Unreachable"]
+__all__ = [
+    "Attributes",
+    "Caller",
+    "Change",
+    "CopyUpNeeded",
+    "LoadNeeded",
+    "Node",
+    "OverlayFilesystem",
+    "Unreachable",
+]
 
 Result = TypeVar("Result")
 
@@ -106,6 +115,9 @@ class OverlayFilesystem:
                 return operation()
             except CopyUpNeeded as need:
                 self._copy_ups.run(need.node, with_data=need.with_data)
+            except LoadNeeded as need:
+                need.load.run()
+                need.load.publish()
 
     # Attributes
 
@@ -217,7 +229,7 @@ class OverlayFilesystem:
         return self._new_handle(DirectoryReader(self.directory(nodeid)))
 
     def read_directory(self, handle: int, offset: int) -> Iterator[tuple[bytes, Node | Unreachable, int]]:
-        """Yield (name, node, next offset) from an offset on; 0 begins anew."""
+        """Iterate over (name, node, next offset) from an offset on; 0 begins anew."""
         return self._listing.read(self._reader(handle), offset)
 
     def descriptor_for_sync(self, handle: int) -> int | None:

@@ -115,7 +115,15 @@ class Directory(Node):
     upper had nothing there, known when loaded.
     """
 
-    __slots__ = ("covered", "entries", "loaded", "lookups_unloaded", "lowers", "referenced_children")
+    __slots__ = (
+        "covered",
+        "entries",
+        "loaded",
+        "lookups_unloaded",
+        "lowers",
+        "referenced_children",
+        "version",
+    )
 
     def __init__(self, inode: int, upper: LayerObject | None, lowers: tuple[LayerObject, ...]) -> None:
         """Describe a directory."""
@@ -126,6 +134,8 @@ class Directory(Node):
         self.covered: set[bytes] = set()
         self.lookups_unloaded = 0
         self.referenced_children = 0
+        self.version = 0
+        """Counts the changes of its names."""
 
     @property
     def is_merged(self) -> bool:
@@ -266,6 +276,7 @@ class NodeTable:
     def add_name(self, node: Node, parent: Directory, name: bytes) -> None:
         """Give ``node`` a (further) name."""
         parent.entries[name] = node
+        parent.version += 1
         if node.parent is None:
             node.parent, node.name = parent, name
         else:
@@ -277,6 +288,7 @@ class NodeTable:
     def remove_name(self, node: Node, parent: Directory, name: bytes) -> None:
         """Take a name away from ``node``; its place in the upper follows one of those that are left."""
         parent.entries.pop(name, None)
+        parent.version += 1
         if node.aliases and (parent, name) in node.aliases:
             node.aliases.discard((parent, name))
         elif node.aliases:
@@ -290,6 +302,8 @@ class NodeTable:
         """Rename ``node`` from one (directory, name) to another; touches nothing below it."""
         old[0].entries.pop(old[1], None)
         new[0].entries[new[1]] = node
+        old[0].version += 1
+        new[0].version += 1
         if node.aliases and old in node.aliases:
             node.aliases.discard(old)
             node.aliases.add(new)

@@ -14,6 +14,7 @@ Without an upper directory the mount is read-only.
 
 options for -o, separated by commas:
   lowerdir=A:B:C          lower directories, the topmost first; \: is a colon in a name
+  lowerdir+=DIR           one more, below those before; a colon is a colon
   upperdir=DIR            takes the changes
   workdir=DIR             empty, on the upper's file system
   ro rw suid nosuid dev nodev exec noexec atime noatime
@@ -25,7 +26,7 @@ options for -o, separated by commas:
   volatile, fsync=volatile
                           sync nothing; after a crash the upper is refused
   fsync=auto|strict       sync copied-up files before they appear; strict: directories as well
-  noacl                   no POSIX access control lists
+  acl noacl               whether there are POSIX access control lists
   xino=off|auto|on        inode numbers when layers lie on several file systems
   redirect_dir=off|nofollow|follow
                           whether redirects that others wrote are followed

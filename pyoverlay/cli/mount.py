@@ -27,7 +27,7 @@ options for -o, separated by commas:
                           sync nothing; after a crash the upper is refused
   fsync=auto|strict       sync copied-up files before they appear; strict: directories as well
   acl noacl               whether there are POSIX access control lists
-  xino=off|auto|on        inode numbers when layers lie on several file systems
+  xino=off|auto|on        accepted; layers on several file systems always have different inode numbers
   redirect_dir=off|nofollow|follow
                           whether redirects that others wrote are followed
   timeout=SECONDS         how long the kernel may keep answers (default: for good)

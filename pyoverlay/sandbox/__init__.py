@@ -145,6 +145,8 @@ def _serve(options: MountOptions, merged: str) -> int:
     for descriptor in (0, 1):
         os.dup2(null, descriptor)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Its log goes to the command's stderr, where only what is wrong should be seen.
+    logging.disable(logging.INFO)
     from pyoverlay.fuse import session  # noqa: PLC0415  # the daemon's libraries belong to the daemon only
 
     session.mount(options, merged, foreground=True)

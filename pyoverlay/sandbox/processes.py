@@ -8,6 +8,7 @@ a process group.  The exit status is passed up.  This file knows nothing of moun
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -176,10 +177,7 @@ def execute(command: Command, signal_mask: set[signal.Signals]) -> NoReturn:
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
     environment = _environment(command)
-    user, group = command.user
-    os.setgroups([])
-    os.setresgid(group, group, group)
-    os.setresuid(user, user, user)
+    _become(*command.user)
     try:
         os.chdir(command.directory)
     except OSError as error:
@@ -192,6 +190,19 @@ def execute(command: Command, signal_mask: set[signal.Signals]) -> NoReturn:
         os.execvpe(command.words[0], command.words, environment)
     except OSError as error:
         raise _not_started(command.words[0], environment["PATH"], error) from error
+
+
+def _become(user: int, group: int) -> None:
+    # In a user namespace of an unprivileged user, groups can't be given up: setgroups(2) is denied there.
+    with contextlib.suppress(PermissionError):
+        os.setgroups([])
+    try:
+        os.setresgid(group, group, group)
+        os.setresuid(user, user, user)
+    except OSError as error:
+        unmapped = "this user namespace doesn't map these numbers"
+        reason = unmapped if error.errno == errno.EINVAL else error.strerror
+        raise SandboxError(f"can't run as {user}:{group}: {reason}") from error
 
 
 def _not_started(program: str, path: str, error: OSError) -> SandboxError:

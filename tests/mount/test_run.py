@@ -328,6 +328,21 @@ def test_whoever_may_not_mount_is_told(image: Stack, temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+def test_root_of_a_user_namespace(image: Stack, temporary: Path) -> None:
+    variables = {"TMPDIR": str(temporary)}
+    script = "id -u; cat /from-the-top; touch /new && ls /new /dev/ptmx; echo 1 > /sys/kernel/profiling"
+    in_namespace = ["unshare", "--map-root-user", "--mount"]
+    words = [*lowers(image), "--", "sh", "-c", script]
+    result = pyoverlay("run", *words, variables=variables, before=in_namespace)
+    assert result.stdout == b"0\ntop\n/dev/ptmx\n/new\n"
+    assert result.stderr.count(b"\n") == 1
+    assert b"Read-only file system" in result.stderr
+    words = [*lowers(image), "--user=5:6", "--", "true"]
+    line = fail(pyoverlay("run", *words, variables=variables, before=in_namespace))
+    assert "5:6" in line
+    assert list(temporary.iterdir()) == []
+
+
 def test_nothing_is_mounted_where_others_see_it(image: Stack, temporary: Path) -> None:
     variables = {"TMPDIR": str(temporary)}
     succeed(pyoverlay("run", *layers(image), "--", "true", variables=variables))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Kind, Mount, Stack, make_stack
+from tests.harness import Kind, Mount, Stack, fails_with, make_stack
 from tests.mount.command import pyoverlay, succeed
 from tests.mount.daemons import LIMIT_SECONDS, wait_until
 
@@ -163,6 +164,18 @@ def test_lookup_in_a_loaded_directory(mount: Mount, base: Path) -> None:
     assert spent.requests == {"LOOKUP": 200}
     assert spent.layer_syscalls == 0
     assert _between_inspections(lines) == []
+
+
+def test_lookup_of_known_names_in_a_loaded_directory(mount: Mount) -> None:
+    """Names that it has are answered without a look as well, when the kernel wants to know again."""
+    names = os.listdir(mount.path / "shared")
+    with spending(mount) as spent:
+        for name in names[:200]:
+            # O_EXCL makes the kernel look up a name that it knows (fs/fuse/dir.c: fuse_dentry_revalidate).
+            with fails_with(errno.EEXIST):
+                os.open(mount.path / "shared" / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    assert spent.requests == {"LOOKUP": 200}
+    assert spent.layer_syscalls == 0
 
 
 def _between_inspections(lines: list[str]) -> list[str]:

@@ -43,10 +43,12 @@ _ENVIRONMENT = {
 
 PROGRAM = """
 import ctypes, hashlib, json, multiprocessing, os, socket, sqlite3, subprocess, tempfile, zipfile, zlib
-database = sqlite3.connect("/root/notes.db") database.execute("create table notes (text)")
+database = sqlite3.connect("/root/notes.db")
+database.execute("create table notes (text)")
 database.executemany("insert into notes values (?)", [(str(number),) for number in range(1000)])
-database.commit() total = database.execute("select sum(text) from notes").fetchone()[0] child =
-subprocess.run(["/bin/sh", "-c", "cat /etc/debian_version"], capture_output=True, text=True, check=True)
+database.commit()
+total = database.execute("select sum(text) from notes").fetchone()[0]
+child = subprocess.run(["/bin/cat", "/etc/debian_version"], capture_output=True, text=True, check=True)
 print(json.dumps({
     "total": total,
     "debian": child.stdout.strip().split(".")[0],

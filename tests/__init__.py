@@ -1,1 +1,1 @@
-"""The tests of pyoverlay: `unit` (no mount), `mount` (a real mount), `differential` (the kernel's overlayfs beside ours)."""
+"""The tests of pyoverlay: `unit` without a mount, `mount` with one, `differential` beside the kernel's."""

@@ -64,7 +64,8 @@ class Lookup:
     def _make_root(self) -> Directory:
         upper = self.stack.upper
         lowers = tuple(layer.root for layer in self.stack.lowers)
-        top = lowers[0]
+        # Unlike any other merged directory's, its number is the upper's (fs/overlayfs/super.c: ovl_get_root).
+        top = upper.root if upper else lowers[0]
         inode = self.numbers.number(top.layer, top.status().st_ino)
         return Directory(inode, upper.root if upper else None, lowers)
 

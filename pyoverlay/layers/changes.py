@@ -71,7 +71,8 @@ def find_changes(upper: str, lowers: Sequence[str] | None) -> list[Change]:
         upper: the upper directory; it may be in use by a live mount.
         lowers: its lowers, topmost first.  None: they aren't known, and the upper's marks are all there is to
             judge from.  Then an opaque directory and what has a mark of origin or metacopy is C, other names
-            are A, and so is all that lies in an opaque or added directory; what an opaque one hides isn't listed.
+            are A, and so is all that lies in an opaque or added directory; what an opaque one hides isn't
+            listed.
             So a file that was moved shows as C rather than A; one that was deleted and created again, or had
             several hard links in its lower, as A rather than C; a directory that was only copied up as C.
 

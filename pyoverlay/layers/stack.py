@@ -229,18 +229,18 @@ def _open_directory(path: str, option: str) -> int:
 
 
 def _ancestors(layer: Layer) -> Iterator[tuple[int, int]]:
-    """Yield (device, inode) of each directory above a layer's root, up to the file system tree's root."""
+    """Yield (device, inode) of each directory above a layer's root, up to the root of its mount."""
     descriptor = os.open(layer.path, _DIRECTORY)
     try:
-        status = os.fstat(descriptor)
-        identity = (status.st_dev, status.st_ino)
+        mount = syscalls.mount_id(descriptor)
+        identity = (layer.device, layer.inode)
         while True:
             parent = os.open(b"..", _DIRECTORY, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = parent
             status = os.fstat(descriptor)
             above = (status.st_dev, status.st_ino)
-            if above == identity:
+            if above == identity or syscalls.mount_id(descriptor) != mount:
                 return
             identity = above
             yield above

@@ -268,8 +268,6 @@ class OverlayOperations(pyfuse3.Operations):
             access_ns=attr.st_atime_ns if fields.update_atime else None,
             modification_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        if change == Change():
-            return self._attributes(self._filesystem.node(inode))
         return self._attributes(
             await self._run(ctx.pid, lambda: self._filesystem.change_attributes(inode, change, fh))
         )

@@ -53,7 +53,10 @@ class AttributeChanges:
         node.attributes = None
         if change.size is not None:
             self._truncate(node, change.size, descriptor)
-        if change.user is not None or change.group is not None:
+        if change.user is not None or change.group is not None or change == Change():
+            # chown(2) clears suid, sgid and capabilities itself, also the one that names no owner: it is
+            # the only change that arrives empty.
+            node.kill_privileges = False
             upper.set_owner(
                 -1 if change.user is None else change.user, -1 if change.group is None else change.group
             )

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from tests.differential.operations import Operation, Outcome, perform
-from tests.differential.upper import leftovers, on_disk, with_coarse_time
+from tests.differential.upper import (
+    NEEDLESS_COPIES,
+    NEEDLESS_MARKS,
+    leftovers,
+    on_disk,
+    with_coarse_time,
+    without_mark,
+)
 from tests.harness import Entry, Kind, Mount, Stack, make_stack, snapshot
 
 
@@ -34,6 +41,7 @@ class Pair:
     ) -> None:
         self.prefix = prefix
         self.history: list[tuple[Operation, Outcome]] = []
+        self._untouched: dict[bytes, Entry] = {}
         self.kernel = Mount(Kind.KERNEL, _stack(base / "kernel", lowers), *options)
         self.pyoverlay = Mount(Kind.PYOVERLAY, _stack(base / "pyoverlay", lowers), *options)
 
@@ -44,6 +52,7 @@ class Pair:
         except BaseException:
             self.kernel.remove()
             raise
+        self._untouched = snapshot(self.kernel.path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,6 +90,12 @@ class Pair:
         expected, actual = (
             on_disk(mount.stack.upper, prefix=self.prefix) for mount in (self.kernel, self.pyoverlay)
         )
+        for path in self._named_in(NEEDLESS_MARKS) & expected.keys() & actual.keys():
+            if without_mark(expected[path], self.prefix) == actual[path]:
+                expected[path] = actual[path]
+        for path in self._named_in(NEEDLESS_COPIES) & (expected.keys() - actual.keys()):
+            if _is_same_object(expected[path], self._untouched.get(path)):
+                del expected[path]
         self._assert_same(expected, actual, "upper directory")
 
     def finish(self) -> None:
@@ -91,6 +106,15 @@ class Pair:
         self.compare_uppers()
         left = leftovers(self.pyoverlay.stack.work)
         assert not left, f"pyoverlay left in its work directory: {left}"
+
+    def _named_in(self, table: Mapping[tuple[str, str], str]) -> set[bytes]:
+        """The first names, with the directories above, of all operations that ended as the table says."""
+        named = {
+            operation.arguments[0]
+            for operation, outcome in self.history
+            if (operation.name, outcome.error) in table
+        }
+        return {name[:end] for name in named if isinstance(name, bytes) for end in _ends(name)}
 
     def _compare_identities(self, expected: dict[bytes, int], actual: dict[bytes, int]) -> None:
         lowers = (snapshot(layer, exact=True) for layer in self.kernel.stack.lowers)
@@ -131,6 +155,17 @@ def differences(
 def inode_numbers(picture: dict[bytes, Entry]) -> dict[bytes, int]:
     """st_ino of every object in an exact snapshot but its root, which a FUSE mount may number as it likes."""
     return {path: entry.identity[0] for path, entry in picture.items() if entry.identity and path != b"."}
+
+
+def _ends(path: bytes) -> Iterator[int]:
+    """Where the path and the directories above it end in it."""
+    yield from (index for index, byte in enumerate(path) if byte == ord("/"))
+    yield len(path)
+
+
+def _is_same_object(copy: Entry, original: Entry | None) -> bool:
+    """Whether an object of the upper is what the lower showed; a copy of a hard link has lost its links."""
+    return original is not None and replace(copy, nlink=None) == replace(original, nlink=None)
 
 
 def _stack(base: Path, lowers: list[Path]) -> Stack:

@@ -29,6 +29,26 @@ WHITEOUT_FIELDS_THAT_MAY_DIFFER = {
 }
 """Fields of a whiteout that are left out: whiteouts are compared by type and device number alone."""
 
+NEEDLESS_MARKS = {
+    (
+        "rename",
+        "ENOTEMPTY",
+    ): "the kernel marks an upper directory before it finds the target not empty",
+}
+"""Operations that fail and leave an opaque mark on their first name, hiding nothing: name and errno."""
+
+NEEDLESS_COPIES = {
+    ("setxattr", "ENODATA"): "the kernel copies up, then finds that XATTR_REPLACE has nothing to replace",
+}
+"""Operations that change nothing, for which the kernel copies up and pyoverlay needn't: name and errno."""
+
+
+def without_mark(entry: Entry, prefix: str) -> Entry:
+    """The entry without its opaque mark."""
+    mark = os.fsencode(prefix + "opaque")
+    return dataclasses.replace(entry, xattrs=tuple(pair for pair in entry.xattrs if pair[0] != mark))
+
+
 RECENT = -1
 """Stands for a modification time from during the test: the two mounts ran at different times."""
 

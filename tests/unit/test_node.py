@@ -537,7 +537,7 @@ class NodeTableMachine(RuleBasedStateMachine):
         assert len(self.table) == 1
         assert self.root.referenced_children == 0
         for node in self.table._hard_links.values():
-            # What was found without telling may be kept by a loaded or looked-up directory that stays: the root.
+            # What was found without telling may be kept by the one directory that stays.
             assert self.root.entries.get(node.name) is node
         if not self.root.loaded:
             assert all(not node.referenced for node in self.root.entries.values() if isinstance(node, Node))

@@ -146,7 +146,7 @@ class Forwarder:
                 await trio.lowlevel.wait_writable(self._ours)
             except OSError as failure:
                 log.error("request %d can't be passed on: %s", unique, failure)
-                self._in_flight.pop(unique, None)
+                self._take_request(unique)
                 self._write(unique, wire.error_reply(unique, errno.EIO))
                 return
 
@@ -192,7 +192,7 @@ class Forwarder:
 
     def _reply(self, message: memoryview) -> None:
         header = wire.reply_header(message)
-        request = self._in_flight.pop(header.unique, None)
+        request = self._take_request(header.unique)
         if request is not None and header.error == 0:
             if request.opcode == Opcode.INIT:
                 self._answer_init(header.unique, message)
@@ -205,8 +205,12 @@ class Forwarder:
             result = os.strerror(-header.error) if header.error < 0 else f"{header.length} bytes"
             log.debug("%d -> %s", header.unique, result)
         self._write(header.unique, message)
+
+    def _take_request(self, unique: int) -> Request | None:
+        request = self._in_flight.pop(unique, None)
         if not self._in_flight:
             self._idle.set()
+        return request
 
     def _write(self, unique: int, message: wire.Buffer) -> None:
         try:

@@ -45,6 +45,7 @@ class ControlSocket:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self.path = self._bind(number)
+        self._inode = os.stat(self.path).st_ino
         self._socket.listen()
 
     def _bind(self, number: str) -> str:
@@ -77,9 +78,10 @@ class ControlSocket:
             await stream.aclose()
 
     def close(self) -> None:
-        """Remove the socket."""
+        """Remove the socket, if it isn't that of a newer mount with our old number."""
         with contextlib.suppress(OSError):
-            os.unlink(self.path)
+            if os.stat(self.path).st_ino == self._inode:
+                os.unlink(self.path)
 
 
 def _refuse_foreign(directory: str) -> None:

@@ -25,11 +25,23 @@ _SIGKILL_PENDING: Final = 1 << (9 - 1)
 class _Running:
     """A copy-up that is under way, and who waits for it."""
 
-    def __init__(self, job: CopyUp) -> None:
+    def __init__(self, job: CopyUp, *, with_data: bool) -> None:
         self.job = job
+        self.with_data = with_data
         self.done = trio.Event()
         self.failure: OSError | None = None
         self.waiting = 0
+        self.truncating = 0
+        """Of those who wait: who doesn't need the data."""
+
+    def leave(self, need: CopyUpNeeded) -> None:
+        self.waiting -= 1
+        self.truncating -= not need.with_data
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether nobody wants this copy: an empty one is for those who truncate, and for nobody else."""
+        return self.waiting == 0 or (not self.with_data and self.truncating == 0)
 
 
 class CopyUpQueue:
@@ -50,10 +62,11 @@ class CopyUpQueue:
         """
         running = self._running.get(need.node)
         if running is None:
-            running = _Running(self._filesystem.begin_copy_up(need))
+            running = _Running(self._filesystem.begin_copy_up(need), with_data=need.with_data)
             self._running[need.node] = running
             self._nursery.start_soon(self._run, running)
         running.waiting += 1
+        running.truncating += not need.with_data
         with trio.CancelScope() as scope:
             if pid:
                 self._callers[pid] = scope
@@ -61,9 +74,9 @@ class CopyUpQueue:
                 await running.done.wait()
             finally:
                 self._callers.pop(pid, None)
-                running.waiting -= 1
+                running.leave(need)
         if scope.cancelled_caught:
-            if running.waiting == 0:
+            if running.is_unwanted:
                 running.job.cancelled = True
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         if running.failure is not None:
@@ -85,6 +98,11 @@ class CopyUpQueue:
             job.close()
             del self._running[job.node]
             running.done.set()
+
+    def give_up(self) -> None:
+        """Give up all copies that are under way: the daemon ends."""
+        for running in self._running.values():
+            running.job.cancelled = True
 
     def interrupt(self, pid: int) -> None:
         """Take note that a caller got a signal: from now on look whether it is one that kills.

@@ -116,7 +116,9 @@ class Forwarder:
                 if failure.errno == errno.ENODEV:
                     return False
                 raise
-            await self._forward(view[:size])
+            # What was read is passed on, whoever wants to stop reading.
+            with trio.CancelScope(shield=True):
+                await self._forward(view[:size])
             count += 1
             if count % _REQUESTS_BEFORE_YIELDING == 0:
                 await trio.lowlevel.checkpoint()

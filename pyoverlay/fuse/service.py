@@ -63,6 +63,7 @@ class Service:
                 await forwarder.forward_requests()
                 with trio.move_on_after(_SECONDS_FOR_REQUESTS_IN_FLIGHT):
                     await forwarder.finish()
+                queue.give_up()
                 nursery.cancel_scope.cancel()
             finally:
                 if control is not None:

@@ -173,8 +173,10 @@ class _Daemon:
             try:
                 stack.prepare_work_directory()
                 self._serve(stack, connection, on_ready)
-            finally:
+            except BaseException:
                 self._detach(connection)
+                raise
+            finally:
                 with contextlib.suppress(OSError):
                     stack.clean_work_directory()
         finally:
@@ -191,7 +193,10 @@ class _Daemon:
 
     @staticmethod
     def _detach(connection: device.Connection) -> None:
-        """Unmount, if our mount is still the one that is there."""
+        """Unmount what couldn't be served, if it is still the mount that is there.
+
+        After an orderly end our mount is gone, and its device number may be another's already.
+        """
         if device.device_number(connection.target) == connection.device_number:
             try:
                 device.unmount(connection.target, lazy=True)

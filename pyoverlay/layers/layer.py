@@ -107,13 +107,21 @@ class Layer:
         except OSError as failure:
             return self._keep_uncloned(descriptor, failure)
         try:
-            syscalls.make_mount_read_only(clone)
+            self._protect(clone)
         except OSError as failure:
             os.close(clone)
             return self._keep_uncloned(descriptor, failure)
         os.close(descriptor)
         self.cloned = True
         return clone
+
+    @staticmethod
+    def _protect(clone: int) -> None:
+        try:
+            syscalls.make_mount_read_only(clone, noatime=True)
+        except PermissionError:
+            # Nothing moves atimes on a read-only mount; the flag only says so once more.
+            syscalls.make_mount_read_only(clone, noatime=False)
 
     def _keep_uncloned(self, descriptor: int, failure: OSError) -> int:
         log.info("%s is used without a private clone of its mount: %s", self.path, failure.strerror)
@@ -125,6 +133,11 @@ class Layer:
             return self.root.open_for_listing()
         except OSError:
             return -1
+
+    @property
+    def has_submounts(self) -> bool:
+        """Whether other mounts, our own among them, may show inside: they must not be entered."""
+        return not self.cloned and not self.writable
 
     def open_handle(self, kind: int, handle: bytes) -> int:
         """Open an object of this layer's file system by its file handle, as an O_PATH descriptor."""
@@ -210,10 +223,10 @@ class LayerObject:
         assert self.parent is not None
         layer = self.layer
         layer.operations += 1
-        if layer.cloned or layer.writable:
-            fd = os.open(self.name, DIRECTORY_FLAGS, dir_fd=self.parent.fd)
+        if layer.has_submounts:
+            fd = syscalls.open_on_same_mount(self.parent.fd, self.name, DIRECTORY_FLAGS)
         else:
-            fd = syscalls.open_directory_beneath(self.parent.fd, self.name, DIRECTORY_FLAGS)
+            fd = os.open(self.name, DIRECTORY_FLAGS, dir_fd=self.parent.fd)
         self.fd = fd
         self.used = True
         layer.cache.add(self)
@@ -243,7 +256,10 @@ class LayerObject:
                 return os.dup(self.fd)
             return os.open(self.reopening_path(), flags | os.O_CLOEXEC)
         directory, name = self._place()
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        if self.layer.has_submounts:
+            return syscalls.open_on_same_mount(directory, name, flags)
+        return os.open(name, flags, dir_fd=directory)
 
     def open_for_listing(self) -> int:
         """Open this directory for reading its entries; the caller owns the descriptor."""
@@ -257,6 +273,12 @@ class LayerObject:
         if self.held:
             self.layer.operations += 1
             return os.fstat(self.fd)
+        if self.layer.has_submounts:
+            descriptor = self.open(os.O_PATH)
+            try:
+                return os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
         directory, name = self._place()
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 

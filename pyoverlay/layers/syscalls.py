@@ -84,8 +84,8 @@ def rename(old_directory: int, old_name: bytes, new_directory: int, new_name: by
     _check(_libc.renameat2(old_directory, old_name, new_directory, new_name, ctypes.c_uint(flags)))
 
 
-def open_directory_beneath(directory: int, name: bytes, flags: int) -> int:
-    """Open a child directory without following symlinks or entering another mount (openat2(2)).
+def open_on_same_mount(directory: int, name: bytes, flags: int) -> int:
+    """Open a child without following symlinks or entering another mount (openat2(2)).
 
     Raises OSError EXDEV where ``name`` is a mount point.
     """
@@ -103,9 +103,15 @@ def clone_mount(descriptor: int) -> int:
     return _check(_libc.syscall(_SYS_OPEN_TREE, descriptor, b"", ctypes.c_uint(flags)))
 
 
-def make_mount_read_only(descriptor: int) -> None:
-    """Make a detached mount read-only and noatime (mount_setattr(2), Linux 5.12)."""
-    attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOATIME, MOUNT_ATTR_ATIME, 0, 0)
+def make_mount_read_only(descriptor: int, *, noatime: bool) -> None:
+    """Make a detached mount read-only, and ``noatime`` if asked for (mount_setattr(2), Linux 5.12).
+
+    Raises OSError EPERM for ``noatime`` in a user namespace that inherited the mount.
+    """
+    if noatime:
+        attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOATIME, MOUNT_ATTR_ATIME, 0, 0)
+    else:
+        attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
     _check(
         _libc.syscall(
             _SYS_MOUNT_SETATTR,

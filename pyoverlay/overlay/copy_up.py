@@ -126,8 +126,8 @@ class CopyUps:
                 work.root.rename(temporary, parent.upper, directory.name, syscalls.RENAME_NOREPLACE)
         self.stack.cache.forget(prepared)
         directory.upper = parent.upper.child(directory.name)
-        if parent.loaded:
-            parent.covered.add(directory.name)
+        directory.version += 1
+        _note_cover(parent, directory.name)
         self.mark_impure(parent.upper)
         self.take_note(directory, parent)
         return directory.upper
@@ -218,8 +218,8 @@ class CopyUps:
         node.upper = upper
         node.lost_names = 0
         parent = node.parent
-        if parent is not None and parent.loaded:
-            parent.covered.add(node.name)
+        if parent is not None:
+            _note_cover(parent, node.name)
         if broken_link:
             # Each name of a lower hard link becomes a file of its own (the kernel with index=off).
             node.inode = self._lookup.numbers.number(upper.layer, upper.status().st_ino)
@@ -260,6 +260,13 @@ class CopyUps:
                 self.work.root.rename(temporary, parent.upper, node.name, syscalls.RENAME_NOREPLACE)
         if self.stack.options.fsync == "strict":
             parent.upper.sync()
+
+
+def _note_cover(parent: Directory, name: bytes) -> None:
+    """Take note that the upper has ``name`` now, above a lower's; a reading under way must begin anew."""
+    parent.version += 1
+    if parent.loaded:
+        parent.covered.add(name)
 
 
 class CopyUp:

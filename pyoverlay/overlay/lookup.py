@@ -79,7 +79,9 @@ class Lookup:
         """
         known = parent.entries.get(name)
         if isinstance(known, Node):
-            return known
+            if known.referenced or not known.link_key or parent.upper is None:
+                return known
+            known = (parent.upper,)
         if len(name) > self._longest_name:
             raise error(errno.ENAMETOOLONG)
         if known is None and (parent.loaded or parent.unlinked or marks.is_aufs_mark(name)):
@@ -281,7 +283,8 @@ class Lookup:
         elif upper is None:
             node = Node(file_type, self.numbers.number(top.layer, status.st_ino), None, top)
         else:
-            known = self.nodes.hard_link(status.st_ino) if status.st_nlink > 1 else None
+            # Also with one name left: a descriptor may be open that came by another.
+            known = self.nodes.hard_link(status.st_ino)
             if known is not None:
                 return known
             node = Node(file_type, self._upper_inode(parent, name, upper, status), upper, None)

@@ -29,13 +29,20 @@ class DirectoryLoad:
     def __init__(self, lookup: Lookup, directory: Directory) -> None:
         """Open the directory in each layer.  Raises OSError."""
         self.directory = directory
+        self._lookup = lookup
         self._whiteout_attribute: Final = lookup.stack.dialect.attribute("whiteout")
         self._sources: list[_Source] = []
         self._merge = _Merge()
-        self._version = directory.version
+        self._version = -1
+        self._open()
+
+    def _open(self) -> None:
+        self._version = self.directory.version
         try:
-            for contributor in directory.contributors():
-                marked = not contributor.layer.writable and _has_attribute_whiteouts(lookup, contributor)
+            for contributor in self.directory.contributors():
+                marked = not contributor.layer.writable and _has_attribute_whiteouts(
+                    self._lookup, contributor
+                )
                 self._sources.append(_Source(contributor, has_attribute_whiteouts=marked))
         except BaseException:
             self.close()
@@ -59,6 +66,8 @@ class DirectoryLoad:
             if directory.loaded or directory.unlinked:
                 return
             if directory.version != self._version:
+                self.close()
+                self._open()
                 self.run()
             known, visible = directory.entries, self._merge.visible
             directory.entries = {name: known.get(name, places) for name, places in visible.items()}

@@ -118,7 +118,7 @@ class Namespace:
 
     def link(self, node: Node, parent: Directory, name: bytes) -> Node:
         """Give a file one more name."""
-        if node.unlinked:
+        if node.unlinked and not self._lookup.attributes(node).links:
             raise error(errno.ENOENT)
         self._refuse_name(name)
         source = self._copy_ups.need_upper(node)

@@ -261,8 +261,8 @@ class NodeTable:
             node.forget_entries()
         if node.upper is not None and node.upper.held:
             node.upper.close()
-        if node.link_key:
-            self._hard_links.pop(node.link_key, None)
+        if self._hard_links.get(node.link_key) is node:
+            del self._hard_links[node.link_key]
         for parent, name in names_of(node):
             if parent.entries.get(name) is not node:
                 continue
@@ -277,6 +277,7 @@ class NodeTable:
         """Give ``node`` a (further) name."""
         parent.entries[name] = node
         parent.version += 1
+        node.unlinked = False
         if node.parent is None:
             node.parent, node.name = parent, name
         else:
@@ -316,8 +317,12 @@ class NodeTable:
     # Hard links in the upper
 
     def hard_link(self, inode: int) -> Node | None:
-        """Return the node of an upper inode with several names, when one of them is known."""
-        return self._hard_links.get(inode)
+        """Return the node of an upper inode that has, or had, several names, when the kernel knows it.
+
+        A node that the kernel doesn't know may have lost track of its directories: it is looked up anew.
+        """
+        node = self._hard_links.get(inode)
+        return node if node is not None and node.referenced else None
 
     def register_hard_link(self, inode: int, node: Node) -> None:
         """Remember the node of an upper inode that has, or had, several names."""

@@ -1,4 +1,4 @@
-"""Files of the upper with several names before the mount: is each name the same file, however it is met?
+"""Files of the upper with several names before the mount: is each name the same file, however it is met?"""
 
 from __future__ import annotations
 

@@ -460,7 +460,7 @@ def test_exchanging_names_of_hard_links(stack: LayerDirectories, overlay: Vfs) -
 
 # Whatever was in memory before: at random
 
-PATHS = [b"a", b"b", b"a/a", b"a/b", b"b/a", b"a/a/a", b"a/a/b"]
+PATHS = [b"a", b"b", b"a/a", b"a/b", b"a/a/a"]
 Layout = dict[bytes, str]
 Step = tuple[str, bytes, bytes]
 
@@ -531,12 +531,19 @@ def picture(upper: Path) -> dict[bytes, Entry]:
     return {path: same(entry) for path, entry in snapshot(upper, times=False).items()}
 
 
-layouts = st.dictionaries(
-    st.sampled_from(PATHS),
-    st.sampled_from(["file", "directory", "directory", "opaque", "whiteout", "link", "aufs"]),
+def layouts(kinds: str) -> st.SearchStrategy[Layout]:
+    return st.fixed_dictionaries({path: st.sampled_from(kinds.split()) for path in PATHS})
+
+
+layers_of_all_kinds = st.tuples(
+    layouts("absent absent absent absent directory directory opaque whiteout link file"),
+    layouts("absent absent directory opaque whiteout file file aufs"),
+    layouts("absent directory directory file file"),
 )
 steps = st.tuples(
-    st.sampled_from([*STEPS, *MEMORY]), st.sampled_from([*PATHS, b"z"]), st.sampled_from([*PATHS, b"z"])
+    st.sampled_from([*STEPS, *MEMORY, "list-root", "unlink", "write", "create"]),
+    st.sampled_from([*PATHS, b"z"]),
+    st.sampled_from([*PATHS, b"z"]),
 )
 
 
@@ -546,13 +553,22 @@ steps = st.tuples(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
 )
-@given(layers=st.tuples(layouts, layouts, layouts), script=st.lists(steps, max_size=25))
+@given(layers=layers_of_all_kinds, script=st.lists(steps, min_size=10, max_size=40))
 @example(
     layers=({}, {b"a": "file"}, {}),
     script=[
         ("list-root", b"a", b"a"),
         ("write", b"a", b"b"),
         ("forget-all", b"a", b"a"),
+        ("unlink", b"a", b"a"),
+    ],
+)
+@example(
+    layers=({}, {b"a": "file"}, {}),
+    script=[
+        ("list-root", b"a", b"a"),
+        ("unlink", b"a", b"a"),
+        ("create", b"a", b"a"),
         ("unlink", b"a", b"a"),
     ],
 )

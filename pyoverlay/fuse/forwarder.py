@@ -119,6 +119,8 @@ class Forwarder:
             # What was read is passed on, whoever wants to stop reading.
             with trio.CancelScope(shield=True):
                 await self._forward(view[:size])
+            if self._reading.cancel_called:
+                return True
             count += 1
             if count % _REQUESTS_BEFORE_YIELDING == 0:
                 await trio.lowlevel.checkpoint()

@@ -280,9 +280,7 @@ async def test_an_interruption_tells_who_got_a_signal(ends: Ends) -> None:
 # What doesn't fit, or isn't wanted
 
 
-async def test_a_request_that_does_not_fit_is_answered_with_eio(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_request_that_does_not_fit_is_answered_with_eio(ends: Ends) -> None:
     ends.forwarder._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
     ends.kernel.send(request(Opcode.WRITE, bytes(100_000), unique=42))
     assert await receive(ends.kernel) == reply(error=-errno.EIO, unique=42)
@@ -298,7 +296,7 @@ def default_send_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a daemon without privilege: SO_SNDBUFFORCE is refused."""
 
     class Unprivileged(socket.socket):
-        def setsockopt(self, *arguments: object) -> None:  # type: ignore[override]
+        def setsockopt(self, *arguments: object) -> None:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), arguments)
 
     def pair(family: int, kind: int) -> tuple[socket.socket, socket.socket]:

@@ -18,6 +18,8 @@ from tests.harness.content import make_file
 from tests.mount.command import PYOVERLAY, environment
 
 LIMIT_SECONDS = 60
+# In a pid namespace, so that a daemon that hangs ends with the script.
+_NAMESPACES = "unshare --user --map-root-user --mount --pid --fork --kill-child --mount-proc".split()
 OLD = 10**9
 
 
@@ -32,7 +34,7 @@ def _run(mount: str, target: Path, script: str) -> str:
     """Mount, run a script in the merged view, unmount; return what the script printed."""
     lines = f"set -e\n{mount}\ncd {target}\n{script}\ncd /\numount {target}\n"
     finished = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", lines],
+        [*_NAMESPACES, "sh", "-c", lines],
         env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,

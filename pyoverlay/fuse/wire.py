@@ -152,6 +152,14 @@ class InitRequest(NamedTuple):
 Buffer = bytes | bytearray | memoryview
 
 
+def _number(structure: struct.Struct, message: Buffer, offset: int) -> int:
+    """Read one number; raises ValueError when the message ends before it."""
+    try:
+        return int(structure.unpack_from(message, offset)[0])
+    except struct.error:
+        raise ValueError(f"a FUSE message of {len(message)} bytes ends too early") from None
+
+
 def request_header(message: Buffer) -> RequestHeader:
     """Read a request's header; raises ValueError when the message is shorter."""
     if len(message) < IN_HEADER_SIZE:
@@ -215,7 +223,7 @@ def init_reply(
 
 def init_reply_minor(message: Buffer) -> int:
     """Return the protocol minor that an INIT reply speaks."""
-    return int(_U32.unpack_from(message, OUT_HEADER_SIZE + 4)[0])
+    return _number(_U32, message, OUT_HEADER_SIZE + 4)
 
 
 def invalidate_attributes(nodeid: int) -> bytes:
@@ -226,27 +234,29 @@ def invalidate_attributes(nodeid: int) -> bytes:
 
 def interrupted_unique(message: Buffer) -> int:
     """Return which request an INTERRUPT is about."""
-    return int(_U64.unpack_from(message, IN_HEADER_SIZE)[0])
+    return _number(_U64, message, IN_HEADER_SIZE)
 
 
 def kills_privileges(opcode: int, message: Buffer) -> bool:
     """Tell whether a request says that suid, sgid and capabilities must go (FUSE_HANDLE_KILLPRIV_V2)."""
     if opcode == Opcode.WRITE:
-        return bool(_U32.unpack_from(message, _WRITE_FLAGS_OFFSET)[0] & WRITE_KILL_SUIDGID)
+        return bool(_number(_U32, message, _WRITE_FLAGS_OFFSET) & WRITE_KILL_SUIDGID)
     if opcode == Opcode.SETATTR:
-        return bool(_U32.unpack_from(message, _SETATTR_VALID_OFFSET)[0] & FATTR_KILL_SUIDGID)
+        return bool(_number(_U32, message, _SETATTR_VALID_OFFSET) & FATTR_KILL_SUIDGID)
     if opcode == Opcode.OPEN:
-        return bool(_U32.unpack_from(message, _OPEN_FLAGS_OFFSET)[0] & OPEN_KILL_SUIDGID)
+        return bool(_number(_U32, message, _OPEN_FLAGS_OFFSET) & OPEN_KILL_SUIDGID)
     return False
 
 
 def entry_nodeid(reply: Buffer, offset: int = OUT_HEADER_SIZE) -> int:
     """Return the nodeid of the struct fuse_entry_out at ``offset`` of a reply; 0 says there is none."""
-    return int(_U64.unpack_from(reply, offset)[0])
+    return _number(_U64, reply, offset)
 
 
 def set_entry_inode(reply: bytearray | memoryview, inode: int, offset: int = OUT_HEADER_SIZE) -> None:
     """Set st_ino in the struct fuse_entry_out at ``offset`` of a reply."""
+    if len(reply) < offset + _ENTRY_SIZE:
+        raise ValueError(f"a FUSE reply of {len(reply)} bytes has no whole entry")
     _U64.pack_into(reply, offset + _ENTRY_INODE_OFFSET, inode)
 
 

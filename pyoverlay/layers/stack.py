@@ -142,6 +142,10 @@ class Stack:
             features = incompatible.list_entries()
         except FileNotFoundError:
             return
+        except NotADirectoryError:
+            raise LayerError(
+                f"workdir={work_path} holds a file {work_path}/work where a directory belongs: remove it"
+            ) from None
         except OSError as error:
             raise LayerError(f"can't read {work_path}/work/incompat: {error.strerror}") from error
         for name, _kind in features:

@@ -116,8 +116,11 @@ class OverlayFilesystem:
             except CopyUpNeeded as need:
                 self._copy_ups.run(need.node, with_data=need.with_data)
             except LoadNeeded as need:
-                need.load.run()
-                need.load.publish()
+                try:
+                    need.load.run()
+                    need.load.publish()
+                finally:
+                    need.load.close()
 
     # Attributes
 

@@ -93,8 +93,11 @@ class Listing:
         load = DirectoryLoad(self._lookup, directory)
         if load.is_large:
             raise LoadNeeded(load)
-        load.run()
-        load.publish()
+        try:
+            load.run()
+            load.publish()
+        finally:
+            load.close()
 
     def is_empty(self, directory: Directory) -> bool:
         """Tell whether the merged directory shows no entry.

@@ -225,6 +225,8 @@ class NodeTable:
         node.nodeid = self._next_nodeid
         self._next_nodeid += 1
         self._nodes[node.nodeid] = node
+        if node.link_key:
+            self._hard_links[node.link_key] = node
         was_referenced = node.referenced
         node.lookups = 1
         if not was_referenced:
@@ -321,13 +323,13 @@ class NodeTable:
 
         A node that the kernel doesn't know may have lost track of its directories: it is looked up anew.
         """
-        node = self._hard_links.get(inode)
-        return node if node is not None and node.referenced else None
+        return self._hard_links.get(inode)
 
     def register_hard_link(self, inode: int, node: Node) -> None:
         """Remember the node of an upper inode that has, or had, several names."""
         node.link_key = inode
-        self._hard_links[inode] = node
+        if node.referenced:
+            self._hard_links[inode] = node
 
 
 def _reference(node: Node) -> None:
@@ -344,5 +346,5 @@ def _reference(node: Node) -> None:
 def _settle(node: Node, parent: Directory, name: bytes) -> None:
     """Make (parent, name) the name by which the node's place in the upper is reached."""
     node.parent, node.name = parent, name
-    if node.upper is not None and not node.upper.held:
+    if node.upper is not None:
         node.upper.parent, node.upper.name = parent.upper, name

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from typing import Final
 
 import trio
 
+from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.copy_up import CopyUp, CopyUpCancelled, CopyUpNeeded
 from pyoverlay.overlay.filesystem import Node, OverlayFilesystem
 
@@ -78,7 +78,7 @@ class CopyUpQueue:
         if scope.cancelled_caught:
             if running.is_unwanted:
                 running.job.cancelled = True
-            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+            raise error(errno.EINTR)
         if running.failure is not None:
             raise running.failure
 
@@ -93,7 +93,7 @@ class CopyUpQueue:
             running.failure = failure
         except Exception:
             log.exception("the copy-up of %r failed", job.node.name)
-            running.failure = OSError(errno.EIO, os.strerror(errno.EIO))
+            running.failure = error(errno.EIO)
         finally:
             job.close()
             del self._running[job.node]

@@ -50,12 +50,11 @@ _FEATURES: Final = (
 class Request:
     """A request that pyfuse3 is working on."""
 
-    __slots__ = ("nodeid", "opcode", "pid")
+    __slots__ = ("opcode", "pid")
 
     def __init__(self, header: wire.RequestHeader) -> None:
         """Keep what the reply, or an interruption, asks for."""
         self.opcode = header.opcode
-        self.nodeid = header.nodeid
         self.pid = header.pid
 
 

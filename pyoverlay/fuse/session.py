@@ -186,10 +186,8 @@ class _Daemon:
         # Imported late: a refusal shouldn't wait for trio.
         from pyoverlay.fuse import service  # noqa: PLC0415
 
-        service.Service(stack, connection, self._describe_options()).run(on_ready, _END_SIGNALS)
-
-    def _describe_options(self) -> dict[str, object]:
-        return dataclasses.asdict(self._options)
+        options = dataclasses.asdict(self._options)
+        service.Service(stack, connection, options).run(on_ready, _END_SIGNALS)
 
     @staticmethod
     def _detach(connection: device.Connection) -> None:

@@ -35,9 +35,8 @@ class WorkDirectory:
     the kernel's.
     """
 
-    def __init__(self, layer: Layer, root: LayerObject) -> None:
-        """Use the directory ``root``, which is reached through ``layer``."""
-        self.layer = layer
+    def __init__(self, root: LayerObject) -> None:
+        """Use the directory ``root``."""
         self.root = root
         self._numbers = itertools.count()
 
@@ -83,24 +82,24 @@ class Stack:
         self.traps: frozenset[tuple[int, int]] = frozenset()
         self._work_base: Layer | None = None
         self._locks: list[int] = []
-        lowers: list[Layer] = []
         self.lowers: tuple[Layer, ...] = ()
         try:
             for path in _read_only_layers(options):
-                lowers.append(Layer(path, _open_directory(path, "lowerdir"), self.cache, writable=False))
-            self.lowers = tuple(lowers)
+                lower = Layer(path, _open_directory(path, "lowerdir"), self.cache, writable=False)
+                self.lowers = (*self.lowers, lower)
             if options.writable:
                 self._open_upper()
             _refuse_overlaps(self._roots())
         except BaseException:
-            self.lowers = tuple(lowers)
             self.close()
             raise
 
     def _roots(self) -> list[tuple[str, Layer]]:
         roots = [("lowerdir", layer) for layer in self.lowers]
-        if self.upper and self._work_base:
-            roots += [("upperdir", self.upper), ("workdir", self._work_base)]
+        if self.upper is not None:
+            roots.append(("upperdir", self.upper))
+        if self._work_base is not None:
+            roots.append(("workdir", self._work_base))
         return roots
 
     def _open_upper(self) -> None:
@@ -167,7 +166,7 @@ class Stack:
         try:
             with contextlib.suppress(FileExistsError):
                 base.make_directory(b"work", mode)
-            self.work = WorkDirectory(self._work_base, base.child(b"work"))
+            self.work = WorkDirectory(base.child(b"work"))
             self.work.clean()
             if self.options.volatile:
                 self._mark_volatile(self.work.root)
@@ -191,16 +190,13 @@ class Stack:
 
     def operations(self) -> int:
         """Return how many system calls were made on the layers since they were opened."""
-        layers = {layer for _option, layer in self._roots()}
-        return sum(layer.operations for layer in layers)
+        return sum(layer.operations for _option, layer in self._roots())
 
     def close(self) -> None:
         """Close all layers and give up the locks."""
         self.cache.close()
         for _option, layer in self._roots():
             layer.close()
-        if self.upper is not None and self._work_base is None:
-            self.upper.close()
         for descriptor in self._locks:
             os.close(descriptor)
         self._locks.clear()

@@ -8,6 +8,7 @@ wrapper are called by number: those numbers are the same on all architectures si
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -17,7 +18,6 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
-AT_RECURSIVE: Final = 0x8000
 AT_EMPTY_PATH: Final = 0x1000
 
 RENAME_NOREPLACE: Final = 1
@@ -72,10 +72,14 @@ class _FileHandle(ctypes.Structure):
     )
 
 
+def error(number: int) -> OSError:
+    """Make the OSError of an errno."""
+    return OSError(number, os.strerror(number))
+
+
 def _check(result: int) -> int:
     if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+        raise error(ctypes.get_errno())
     return result
 
 
@@ -189,7 +193,7 @@ def open_handle(mount_descriptor: int, kind: int, handle: bytes, flags: int) -> 
     Raises OSError EPERM without CAP_DAC_READ_SEARCH, ESTALE when the file has gone.
     """
     if len(handle) > _MAX_HANDLE_SIZE:
-        raise OSError(22, os.strerror(22))
+        raise error(errno.EINVAL)
     structure = _FileHandle(handle_bytes=len(handle), handle_type=kind)
     structure.f_handle[: len(handle)] = list(handle)
     return _check(_libc.open_by_handle_at(mount_descriptor, ctypes.byref(structure), flags | os.O_CLOEXEC))
@@ -216,4 +220,4 @@ def mount_id(descriptor: int) -> int:
         for line in lines:
             if line.startswith("mnt_id:"):
                 return int(line.split()[1])
-    raise OSError(2, "no mnt_id in fdinfo")
+    raise error(errno.ENOENT)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyoverlay.layers import marks
+from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.copy_up import CopyUps
-from pyoverlay.overlay.lookup import error
 from pyoverlay.overlay.node import Node
 
 _ACL_PREFIX: Final = b"system.posix_acl_"

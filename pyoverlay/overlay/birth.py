@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pyoverlay.layers.layer import LayerObject
+from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay import access_control
-from pyoverlay.overlay.lookup import error
 
 _ACCESS_ACL = b"system.posix_acl_access"
 _DEFAULT_ACL = b"system.posix_acl_default"

@@ -18,7 +18,8 @@ from typing import Final
 from pyoverlay.layers import marks, syscalls
 from pyoverlay.layers.layer import LayerObject
 from pyoverlay.layers.stack import Stack, WorkDirectory
-from pyoverlay.overlay.lookup import Lookup, error
+from pyoverlay.layers.syscalls import error
+from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.node import Directory, Node
 
 _PIECE: Final = 4 * 1024 * 1024
@@ -97,6 +98,7 @@ class CopyUps:
         if not node.unlinked:
             assert node.parent is not None
             self.directory(node.parent)
+        self._lookup.verify_data(node)
         return CopyUp(self, node, with_data=with_data)
 
     def run(self, node: Node, *, with_data: bool = True) -> None:
@@ -284,6 +286,7 @@ class CopyUp:
         self._target = -1
         self._temporary: bytes | None = None
         self._origin = b""
+        self._attributes: list[bytes] = []
         self._status: os.stat_result
         try:
             self._open()
@@ -292,11 +295,9 @@ class CopyUp:
             raise
 
     def _open(self) -> None:
-        if not self.node.verified:
-            self._owner._lookup.refuse_metacopy(self._lower)
-            self.node.verified = True
         self._source = self._lower.open(os.O_RDONLY)
         self._status = os.fstat(self._source)
+        self._attributes = self._owner.kept_attributes(self._lower)
         work = self._owner.work
         try:
             self._target = work.root.create_unnamed_file()
@@ -334,20 +335,12 @@ class CopyUp:
             raise CopyUpCancelled
 
     def _copy_attributes(self) -> None:
-        dialect = self._owner.stack.dialect
-        try:
-            names = [os.fsencode(name) for name in os.listxattr(self._source)]
-        except OSError as failure:
-            if failure.errno != errno.EOPNOTSUPP:
-                raise
-            names = []
-        for name in names:
-            if not marks.is_own_attribute(dialect, name):
-                with _tolerating(name):
-                    os.setxattr(self._target, name, os.getxattr(self._source, name))
+        for name in self._attributes:
+            with _tolerating(name):
+                os.setxattr(self._target, name, os.getxattr(self._source, name))
         if not self._broken_link:
             with _optional_mark():
-                os.setxattr(self._target, dialect.attribute("origin"), self._origin)
+                os.setxattr(self._target, self._owner.stack.dialect.attribute("origin"), self._origin)
 
     def publish(self) -> None:
         """Show the copy in place of the lower.  A file that lost its last name meanwhile stays nameless."""

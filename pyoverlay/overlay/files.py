@@ -16,7 +16,12 @@ from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.node import Node
 
 # O_APPEND: the kernel above us says where to write.  O_DIRECT: its alignment is not ours to keep.
-_KEPT_FLAGS: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_TRUNC
+KEPT_FLAGS: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
+
+
+def is_for_writing(flags: int) -> bool:
+    """Tell whether open(2)'s ``flags`` ask for more than reading."""
+    return flags & os.O_ACCMODE != os.O_RDONLY
 
 
 class OpenFile:
@@ -24,12 +29,12 @@ class OpenFile:
 
     __slots__ = ("descriptor", "node", "retired", "source", "writable")
 
-    def __init__(self, node: Node, descriptor: int, source: LayerObject, *, writable: bool) -> None:
-        """Take over ``descriptor``, opened on ``source``."""
+    def __init__(self, node: Node, descriptor: int, flags: int) -> None:
+        """Take over ``descriptor``, opened on the node's real object with ``flags``."""
         self.node = node
         self.descriptor = descriptor
-        self.source = source
-        self.writable = writable
+        self.source: LayerObject = node.real
+        self.writable = is_for_writing(flags)
         self.retired: list[int] = []
         """Descriptors of the lower that reads in other threads may still be using."""
 
@@ -54,18 +59,15 @@ class Files:
         Raises CopyUpNeeded; OSError EPERM for a file of metadata only.
         """
         truncates = bool(flags & os.O_TRUNC)
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        if writable or truncates:
+        if is_for_writing(flags) or truncates:
             self._copy_ups.need_upper(node, with_data=not truncates)
-        elif not node.verified:
-            if node.upper is None:
-                self._lookup.refuse_metacopy(node.real)
-            node.verified = True
-        descriptor = node.real.open(flags & _KEPT_FLAGS)
+        else:
+            self._lookup.verify_data(node)
+        descriptor = node.real.open(flags & (KEPT_FLAGS | os.O_TRUNC))
         if truncates:
             node.attributes = None
             self._attributes.kill_privileges_if_asked(node)
-        return OpenFile(node, descriptor, node.real, writable=writable)
+        return OpenFile(node, descriptor, flags)
 
     def descriptor_for_reading(self, file: OpenFile) -> int:
         """Return the descriptor to read from now: the copy's, if the file was copied up meanwhile."""

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pyoverlay.layers.stack import Stack
+from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.attributes import AttributeChanges, Change
 from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.copy_up import CopyUp, CopyUpNeeded, CopyUps
 from pyoverlay.overlay.files import Files, OpenFile
 from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, Unreachable
-from pyoverlay.overlay.lookup import Lookup, error
+from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
 from pyoverlay.overlay.node import Attributes, Directory, Node
 

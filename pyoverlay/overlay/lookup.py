@@ -15,17 +15,13 @@ from typing import Final
 from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer, LayerObject
 from pyoverlay.layers.stack import Stack
+from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.node import Attributes, Directory, InodeNumbers, Node, NodeTable
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _LOOKUPS_BEFORE_LOADING: Final = 8
 _BLOCK: Final = 512
 _NO_UUID: Final = bytes(16)
-
-
-def error(number: int) -> OSError:
-    """Make the OSError of an errno."""
-    return OSError(number, os.strerror(number))
 
 
 @dataclass(slots=True)
@@ -243,15 +239,28 @@ class Lookup:
             return
         allocated = status.st_blocks * _BLOCK
         if status.st_size and (allocated < status.st_size or allocated <= status.st_blksize):
-            self.refuse_metacopy(candidate)
+            self._refuse_metacopy(candidate)
 
-    def refuse_metacopy(self, candidate: LayerObject) -> None:
+    def verify_data(self, node: Node) -> None:
+        """Raise OSError EPERM when a regular file's data isn't where its name is; asked of the layer once."""
+        if not node.verified and node.upper is None:
+            self._refuse_metacopy(node.real)
+        node.verified = True
+
+    def _refuse_metacopy(self, candidate: LayerObject) -> None:
         """Raise OSError EPERM when a regular file's data is elsewhere (``metacopy``)."""
         if self.stack.dialect.attribute("metacopy") in candidate.list_attributes():
             raise error(errno.EPERM)
 
     def directory_marks(self, directory: LayerObject) -> DirectoryMarks:
         """Read the marks of a layer's directory, in every dialect."""
+        found = self.attribute_marks(directory)
+        if not found.opaque:
+            found.opaque = self._status(directory.child(marks.AUFS_OPAQUE)) is not None
+        return found
+
+    def attribute_marks(self, directory: LayerObject) -> DirectoryMarks:
+        """Read those of the marks that are extended attributes."""
         found = DirectoryMarks()
         for name in directory.list_attributes():
             if name in self._opaque_attributes:
@@ -260,8 +269,6 @@ class Lookup:
                 found.has_attribute_whiteouts |= marks.holds_xattr_whiteouts(name, value)
             elif name == self.stack.dialect.attribute("redirect"):
                 found.redirect = self._parse_redirect(directory.attribute(name))
-        if not found.opaque:
-            found.opaque = self._status(directory.child(marks.AUFS_OPAQUE)) is not None
         return found
 
     @staticmethod
@@ -296,13 +303,10 @@ class Lookup:
     def _make_directory(self, upper: LayerObject | None, found: Found) -> Directory:
         """A merged directory has the number of its topmost lower (fs/overlayfs/inode.c: ovl_getattr)."""
         lowers = tuple(found.objects if upper is None else found.objects[1:])
-        if upper is None:
-            inode = self.numbers.number(lowers[0].layer, found.status.st_ino)
-        elif lowers:
-            inode = self.numbers.number(lowers[0].layer, lowers[0].status().st_ino)
-        else:
-            inode = self.numbers.number(upper.layer, found.status.st_ino)
-        return Directory(inode, upper, lowers)
+        top = found.objects[0]
+        numbered = lowers[0] if lowers else top
+        status = found.status if numbered is top else numbered.status()
+        return Directory(self.numbers.number(numbered.layer, status.st_ino), upper, lowers)
 
     def _upper_inode(self, parent: Directory, name: bytes, upper: LayerObject, status: os.stat_result) -> int:
         """Return the inode number that the file had before it was copied up, else its own."""

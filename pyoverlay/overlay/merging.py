@@ -84,7 +84,7 @@ class DirectoryLoad:
 
 
 def _has_attribute_whiteouts(lookup: Lookup, directory: LayerObject) -> bool:
-    return lookup.directory_marks(directory).has_attribute_whiteouts
+    return lookup.attribute_marks(directory).has_attribute_whiteouts
 
 
 class _Source:

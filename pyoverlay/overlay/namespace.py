@@ -10,19 +10,16 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import Final
 
 from pyoverlay.layers import marks
 from pyoverlay.layers.layer import LayerObject
-from pyoverlay.layers.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from pyoverlay.layers.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, error
 from pyoverlay.overlay.birth import Birth, Caller, plan_birth
 from pyoverlay.overlay.copy_up import CopyUps
-from pyoverlay.overlay.files import OpenFile
+from pyoverlay.overlay.files import KEPT_FLAGS, OpenFile
 from pyoverlay.overlay.listing import Listing
-from pyoverlay.overlay.lookup import Lookup, error
+from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.node import Directory, Node
-
-_CREATE_FLAGS: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
 
 Make = Callable[[LayerObject, bytes], None]
 
@@ -46,9 +43,7 @@ class Namespace:
         opened: list[int] = []
 
         def make(directory: LayerObject, temporary: bytes) -> None:
-            while opened:
-                os.close(opened.pop())
-            opened.append(directory.create_file(temporary, flags & _CREATE_FLAGS, birth.first_mode))
+            opened.append(directory.create_file(temporary, flags & KEPT_FLAGS, birth.first_mode))
 
         birth, upper = self._begin(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
         try:
@@ -58,8 +53,7 @@ class Namespace:
                 os.close(descriptor)
             raise
         node = self._born(parent, name)
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        return node, OpenFile(node, opened[0], node.real, writable=writable)
+        return node, OpenFile(node, opened[0], flags)
 
     def make_special(self, parent: Directory, name: bytes, mode: int, device: int, caller: Caller) -> Node:
         """Create a fifo, socket, device or regular file: mknod(2); 0/0 is a whiteout and refused."""
@@ -210,10 +204,7 @@ class Namespace:
         if node.upper is None:
             self._make_whiteout(upper, name)
         elif shows:
-            work = self._copy_ups.work
-            with work.temporary() as temporary:
-                self._make_whiteout(work.root, temporary)
-                work.root.rename(temporary, upper, name)
+            self._replace_by_whiteout(upper, name)
         else:
             upper.remove_file(name)
         self._lost_name(node, parent, name, covered=shows)
@@ -231,14 +222,19 @@ class Namespace:
         if node.upper is None:
             self._make_whiteout(upper, name)
         elif shows:
-            work = self._copy_ups.work
-            with work.temporary() as temporary:
-                self._make_whiteout(work.root, temporary)
-                work.root.rename(temporary, upper, name, RENAME_EXCHANGE)
-                work.root.remove_tree(temporary)
+            self._replace_by_whiteout(upper, name, RENAME_EXCHANGE)
         else:
             self._remove_upper_directory(upper, name)
         self._lost_name(node, parent, name, covered=shows)
+
+    def _replace_by_whiteout(self, upper: LayerObject, name: bytes, flags: int = 0) -> None:
+        """Put a whiteout in the place of an object; a directory must be exchanged for it."""
+        work = self._copy_ups.work
+        with work.temporary() as temporary:
+            self._make_whiteout(work.root, temporary)
+            work.root.rename(temporary, upper, name, flags)
+            if flags & RENAME_EXCHANGE:
+                work.root.remove_tree(temporary)
 
     def _remove_upper_directory(self, upper: LayerObject, name: bytes) -> None:
         try:

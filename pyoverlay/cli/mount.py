@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Final
@@ -57,8 +58,17 @@ def main(words: list[str]) -> int:
     parser.add_argument("-d", "--debug", action="store_true", help="log every request")
     parser.add_argument("--log", metavar="FILE", help="where the daemon logs to (default: syslog)")
     asked = parser.parse_args(words)
+    mount(asked_options(asked), asked.target, foreground=asked.foreground, debug=asked.debug, log=asked.log)
+    return 0
+
+
+def asked_options(asked: argparse.Namespace) -> MountOptions:
+    """Return the mount options that ``-o``, ``--lower``, ``--upper`` and ``--work`` ask for.
+
+    Raises OptionError; an unknown option is one.
+    """
     privileged, defaults = default_options()
-    options = parse_options(
+    return parse_options(
         [*defaults, *asked.options],
         unknown=None,
         privileged=privileged,
@@ -66,8 +76,6 @@ def main(words: list[str]) -> int:
         upper=asked.upper,
         work=asked.work,
     )
-    mount(options, asked.target, foreground=asked.foreground, debug=asked.debug, log=asked.log)
-    return 0
 
 
 def mount(

@@ -7,8 +7,8 @@ import sys
 from typing import Final
 
 from pyoverlay.cli import arguments
-from pyoverlay.cli.mount import default_options
-from pyoverlay.options import OptionError, parse_options
+from pyoverlay.cli.mount import asked_options
+from pyoverlay.options import OptionError
 
 _EPILOG: Final = """
 The command gets new mount, pid, uts and ipc namespaces, the merged view as its root, and over that its own
@@ -30,15 +30,7 @@ def main(words: list[str]) -> int:
     Raises OverlayError when the words are wrong.
     """
     asked = _parse(words)
-    privileged, defaults = default_options()
-    options = parse_options(
-        [*defaults, *asked.options],
-        unknown=None,
-        privileged=privileged,
-        lower=asked.lower,
-        upper=asked.upper,
-        work=asked.work,
-    )
+    options = asked_options(asked)
     from pyoverlay import sandbox  # noqa: PLC0415  # --help must not wait for it
 
     command = sandbox.Command(

@@ -8,13 +8,21 @@ from pyoverlay.overlay.filesystem import Change
 from pyoverlay.overlay.merging import DirectoryLoad
 from pyoverlay.overlay.node import Directory
 from tests.harness import Stack as LayerDirectories
+from tests.harness.content import make_file
 from tests.unit.vfs import Vfs
 
 
-def _begin(overlay: Vfs, directory: Directory) -> DirectoryLoad:
+def _change_while_it_is_read(overlay: Vfs, name: bytes, change: Change, *, forget: bool = False) -> Directory:
+    """Change an entry of ``d`` after its names were read, and before they are published."""
+    directory = overlay.directory(b"d")
+    node = overlay.node(b"d/" + name)
     load = DirectoryLoad(overlay.fs._lookup, directory)
     load.run()
-    return load
+    overlay.run(lambda: overlay.fs.change_attributes(node.nodeid, change))
+    if forget:
+        overlay.forget(node.nodeid)
+    load.publish()
+    return directory
 
 
 def _is_whiteout(stack: LayerDirectories, name: str) -> bool:
@@ -24,13 +32,8 @@ def _is_whiteout(stack: LayerDirectories, name: str) -> bool:
 def test_a_file_copied_up_meanwhile_leaves_a_whiteout_when_it_is_removed(
     stack: LayerDirectories, overlay: Vfs
 ) -> None:
-    (stack.lower / "d").mkdir()
-    (stack.lower / "d" / "file").write_bytes(b"lower")
-    directory = overlay.directory(b"d")
-    file = overlay.node(b"d/file")
-    load = _begin(overlay, directory)
-    overlay.run(lambda: overlay.fs.change_attributes(file.nodeid, Change(mode=0o600)))
-    load.publish()
+    make_file(stack.lower / "d" / "file", b"lower")
+    directory = _change_while_it_is_read(overlay, b"file", Change(mode=0o600))
     overlay.run(lambda: overlay.fs.unlink(directory.nodeid, b"file"))
     assert _is_whiteout(stack, "d/file")
 
@@ -39,11 +42,7 @@ def test_a_directory_copied_up_meanwhile_leaves_a_whiteout_when_it_is_removed(
     stack: LayerDirectories, overlay: Vfs
 ) -> None:
     (stack.lower / "d" / "sub").mkdir(parents=True)
-    directory = overlay.directory(b"d")
-    sub = overlay.node(b"d/sub")
-    load = _begin(overlay, directory)
-    overlay.run(lambda: overlay.fs.change_attributes(sub.nodeid, Change(mode=0o700)))
-    load.publish()
+    directory = _change_while_it_is_read(overlay, b"sub", Change(mode=0o700))
     overlay.run(lambda: overlay.fs.remove_directory(directory.nodeid, b"sub"))
     assert _is_whiteout(stack, "d/sub")
 
@@ -51,12 +50,6 @@ def test_a_directory_copied_up_meanwhile_leaves_a_whiteout_when_it_is_removed(
 def test_what_was_copied_up_and_forgotten_meanwhile_is_the_copy(
     stack: LayerDirectories, overlay: Vfs
 ) -> None:
-    (stack.lower / "d").mkdir()
-    (stack.lower / "d" / "file").write_bytes(b"lower")
-    directory = overlay.directory(b"d")
-    file = overlay.node(b"d/file")
-    load = _begin(overlay, directory)
-    overlay.run(lambda: overlay.fs.change_attributes(file.nodeid, Change(size=0)))
-    overlay.forget(file.nodeid)
-    load.publish()
+    make_file(stack.lower / "d" / "file", b"lower")
+    _change_while_it_is_read(overlay, b"file", Change(size=0), forget=True)
     assert overlay.fs.attributes(overlay.node(b"d/file")).size == 0

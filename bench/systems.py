@@ -1,0 +1,197 @@
+"""Which file systems are compared, and how is each mounted?
+
+A system is a small adapter: a command line, a version, and what its name means.  The command lines are those
+that a person or an engine would use, with nothing switched off to make a figure look better.  Knows nothing
+of workloads.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import BenchError
+from pyoverlay import __version__
+
+REFERENCE = "kernel"
+"""The system that all others are compared with."""
+
+
+class System(ABC):
+    """A way to show layers as one tree."""
+
+    name: str
+    has_layers = True
+    """Whether it stacks lowers and an upper; if not, it is given a merged copy."""
+    counts_ways = False
+    """Whether its daemon tells how many requests it answered on which way."""
+
+    @abstractmethod
+    def mount_command(self, lowers: Sequence[str], upper: Path, work: Path, target: Path) -> list[str]:
+        """Return the command that mounts; ``lowers``, topmost first, are relative to where it is run."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return what a person would want to know to repeat a measurement.
+
+        Raises BenchError when the program isn't there.
+        """
+
+    def command_shown(self) -> str:
+        """Return the command line as the report prints it."""
+        return shlex.join(self.mount_command(["LOWER", "..."], Path("UPPER"), Path("WORK"), Path("MERGED")))
+
+
+class PlainDirectory(System):
+    """A plain directory with a copy of the merged tree: the floor that no overlay can go below."""
+
+    name = "native"
+    has_layers = False
+
+    def mount_command(self, lowers: Sequence[str], upper: Path, work: Path, target: Path) -> list[str]:
+        """Return the command that a bind mount of the copy would need."""
+        del lowers, work
+        return ["mount", "--bind", str(upper), str(target)]
+
+    def version(self) -> str:
+        """Return the kernel's version."""
+        return f"Linux {platform.release()}"
+
+    def command_shown(self) -> str:
+        """Return what stands below the mount point."""
+        return "mount --bind COPY MERGED"
+
+
+class KernelOverlay(System):
+    """The kernel's own overlay file system, which Docker calls overlay2."""
+
+    name = REFERENCE
+
+    def mount_command(self, lowers: Sequence[str], upper: Path, work: Path, target: Path) -> list[str]:
+        """Return mount(8)'s command line."""
+        return ["mount", "-t", "overlay", "overlay", "-o", _layer_options(lowers, upper, work), str(target)]
+
+    def version(self) -> str:
+        """Return the kernel's version."""
+        return f"Linux {platform.release()}"
+
+
+class OverlayProgram(System):
+    """A program with the command line that engines call: ``PROGRAM -o lowerdir=...,upperdir=... TARGET``."""
+
+    def __init__(self, name: str, program: Sequence[str]) -> None:
+        """Call ``program``, a command with its first arguments, ``name``."""
+        self.name = name
+        self._program = list(program)
+
+    def mount_command(self, lowers: Sequence[str], upper: Path, work: Path, target: Path) -> list[str]:
+        """Return the program's command line."""
+        return [*self._program, "-o", _layer_options(lowers, upper, work), str(target)]
+
+    def version(self) -> str:
+        """Return the first line that names a version."""
+        return _version_line([self._program[0], "--version"])
+
+
+class Pyoverlay(OverlayProgram):
+    """This project, with one of its transports."""
+
+    counts_ways = True
+
+    def __init__(self, name: str, options: str) -> None:
+        """Mount with ``options`` besides the layers."""
+        beside_python = Path(sys.executable).parent / "pyoverlay"
+        program = [str(beside_python)] if beside_python.exists() else [sys.executable, "-m", "pyoverlay"]
+        super().__init__(name, [*program, "-o", options])
+        self._options = options
+
+    def version(self) -> str:
+        """Return the version, and the commit when it runs from a clone."""
+        root = Path(__file__).parent.parent
+        commit = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+        return f"{__version__} ({commit})" if commit else __version__
+
+    def command_shown(self) -> str:
+        """Return the command line without the place of this installation."""
+        layers = _layer_options(["LOWER", "..."], Path("UPPER"), Path("WORK"))
+        return shlex.join(["pyoverlay", "-o", self._options, "-o", layers, "MERGED"])
+
+
+class UnionfsFuse(System):
+    """unionfs-fuse, a FUSE union with copy-on-write and marks of its own."""
+
+    name = "unionfs-fuse"
+
+    def mount_command(self, lowers: Sequence[str], upper: Path, work: Path, target: Path) -> list[str]:
+        """Return unionfs-fuse's command line: copy-on-write, and what the others do without being asked."""
+        del work
+        branches = ":".join([f"{upper}=RW", *(f"{lower}=RO" for lower in lowers)])
+        return ["unionfs", "-o", "cow,allow_other,use_ino,suid,dev", branches, str(target)]
+
+    def version(self) -> str:
+        """Return the line that names unionfs-fuse's version."""
+        return _version_line(["unionfs", "--version"])
+
+
+def _layer_options(lowers: Sequence[str], upper: Path, work: Path) -> str:
+    return f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work}"
+
+
+def _version_line(command: Sequence[str]) -> str:
+    if shutil.which(command[0]) is None:
+        raise BenchError(f"{command[0]} isn't installed; install it, or leave its system out with --systems")
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    lines = [line.strip() for line in (ran.stdout + ran.stderr).splitlines() if "ersion" in line]
+    program = Path(command[0]).name
+    own = [line for line in lines if program.split("-")[0] in line]
+    return (own or lines or ["unknown version"])[0]
+
+
+def known_systems() -> dict[str, System]:
+    """Return the systems that need no ``--system``, in the order of the table."""
+    systems: list[System] = [
+        PlainDirectory(),
+        KernelOverlay(),
+        Pyoverlay("pyoverlay", "fast_path=on"),
+        Pyoverlay("pyoverlay-slow-path", "fast_path=off"),
+        OverlayProgram("fuse-overlayfs", ["fuse-overlayfs"]),
+        UnionfsFuse(),
+    ]
+    return {system.name: system for system in systems}
+
+
+def choose(names: str | None, programs: Sequence[str]) -> list[System]:
+    """Return the systems to compare.
+
+    Args:
+        names: Comma-separated names, None for all known ones and all in ``programs``.
+        programs: ``NAME=COMMAND`` each: a program of fuse-overlayfs's command line.
+
+    Raises:
+        BenchError: An unknown name, or a program that isn't one.
+    """
+    systems = known_systems()
+    for text in programs:
+        name, equals, command = text.partition("=")
+        words = shlex.split(command)
+        if not (name and equals and words):
+            raise BenchError(f"--system {text}: expected NAME=/path/to/program")
+        if shutil.which(words[0]) is None:
+            raise BenchError(f"--system {text}: {words[0]} is no program that can be run")
+        systems[name] = OverlayProgram(name, words)
+    chosen = list(systems) if names is None else [name for name in names.split(",") if name]
+    unknown = [name for name in chosen if name not in systems]
+    if unknown or not chosen:
+        raise BenchError(f"--systems: no {', '.join(unknown) or 'name'}; known are {', '.join(systems)}")
+    return [systems[name] for name in chosen]

@@ -1,0 +1,210 @@
+"""What is a workload's function given, and how is its work measured?
+
+A trial is one workload on one system in one round.  It runs in a process of its own; see `bench.runner` for
+what happens when that fails or hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import kernel
+from bench.errors import BenchError
+from bench.mounting import MountedSystem, prepare
+from bench.requests import RequestCounter
+from bench.workloads.workload import Scale, Unit, Workload
+from pyoverlay.api import OverlayError, inspect
+
+if TYPE_CHECKING:
+    from bench.layers import LayerSet
+    from bench.systems import System
+
+_MEGABYTE = 1_000_000
+
+
+class Trial:
+    """One workload on one system.
+
+    Attributes:
+        scale: How big the workload is.
+        layers: What lies below.
+        figures: What was measured, each in its figure's unit.
+        daemon_processor_seconds: CPU time of the daemons within measured blocks, None without a daemon.
+        requests: FUSE requests by opcode within measured blocks, None when nothing counts.
+        paths: For pyoverlay, how many requests were answered on which way; None for others.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        system: System,
+        layers: LayerSet,
+        place: Path,
+        scale: Scale,
+        counter: RequestCounter,
+    ) -> None:
+        """Prepare in ``place``, an empty directory."""
+        self.scale = scale
+        self.layers = layers
+        self.figures: dict[str, float] = {}
+        self.daemon_processor_seconds: float | None = None
+        self.requests: Counter[str] | None = None
+        self.paths: Counter[str] | None = None
+        self._workload = workload
+        self._system = system
+        self._place = place
+        self._counter = counter
+        self._mounts: list[MountedSystem] = []
+
+    @property
+    def system_name(self) -> str:
+        """The system's name in the table."""
+        return self._system.name
+
+    @property
+    def mounted(self) -> MountedSystem:
+        """The first mount."""
+        return self._mounts[0]
+
+    @property
+    def root(self) -> Path:
+        """The merged view of the first mount."""
+        return self.mounted.root
+
+    @property
+    def upper(self) -> Path | None:
+        """The upper directory of the first mount, None for a plain directory."""
+        return self.mounted.upper
+
+    @property
+    def scratch(self) -> Path:
+        """A directory on the same disk, outside any mount."""
+        directory = self._place / "scratch"
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    def mount(self) -> MountedSystem:
+        """Mount the same layers once more, with an empty upper of its own."""
+        place = self._place / f"mount-{len(self._mounts)}"
+        place.mkdir()
+        mounted = prepare(self._system, self.layers, place, writes=self._workload.writes)
+        mounted.mount()
+        self._mounts.append(mounted)
+        return mounted
+
+    def remount(self) -> None:
+        """Unmount the first mount, and mount it again over the same upper."""
+        self.mounted.unmount()
+        self.mounted.mount()
+
+    def unmount(self) -> None:
+        """Unmount everything, the latest mount first."""
+        for mounted in reversed(self._mounts):
+            mounted.unmount()
+
+    def resident_bytes(self) -> int:
+        """Return what the daemons have in memory, 0 for a system without one."""
+        return sum(mounted.resident_bytes() for mounted in self._mounts)
+
+    def wait_until_idle(self) -> None:
+        """Wait until no daemon works any more at what nobody waits for."""
+        for mounted in self._mounts:
+            if mounted.is_mounted:
+                mounted.wait_until_idle()
+
+    def drop_caches(self) -> None:
+        """Make all caches cold, the kernel's of the merged view among them."""
+        kernel.drop_caches()
+        self.wait_until_idle()
+
+    def record(self, figure: str, value: float) -> None:
+        """Give a figure, in its unit."""
+        assert figure in self._workload.figures
+        self.figures[figure] = value
+
+    @contextlib.contextmanager
+    def measured(self, *, operations: int = 1, size: int = 0, figure: str | None = None) -> Iterator[None]:
+        """Take the time of the block, and what the daemons do meanwhile.
+
+        Args:
+            operations: How many the block does, for figures by operation.
+            size: How many bytes it moves, for MB/s.
+            figure: Which figure it gives; the workload's only one unless said.
+        """
+        name = figure or next(iter(self._workload.figures))
+        unit = self._workload.figures[name]
+        self.wait_until_idle()
+        with self._watched():
+            started = time.perf_counter()
+            yield
+            seconds = time.perf_counter() - started
+        self.record(name, _in_unit(unit, seconds, operations, size))
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Add up requests and CPU time of the daemons, those that are mounted within the block included."""
+        mounted_before = list(self._mounts)
+        used = sum(mounted.processor_seconds() for mounted in mounted_before)
+        ways = self._requests_by_way(mounted_before)
+        connections = _connections(mounted_before)
+        self._counter.begin(connections)
+        try:
+            yield
+        finally:
+            requests = self._counter.end(connections)
+        if requests is not None:
+            self.requests = (self.requests or Counter()) + requests
+        if ways is not None:
+            self.paths = (
+                (self.paths or Counter()) + (self._requests_by_way(mounted_before) or Counter()) - ways
+            )
+        if any(mounted.daemon_pids for mounted in mounted_before):
+            used = sum(mounted.processor_seconds() for mounted in mounted_before) - used
+            self.daemon_processor_seconds = (self.daemon_processor_seconds or 0) + used
+
+    def _requests_by_way(self, mounts: list[MountedSystem]) -> Counter[str] | None:
+        if not self._system.counts_ways:
+            return None
+        ways: Counter[str] = Counter()
+        for mounted in mounts:
+            if mounted.is_mounted:
+                try:
+                    ways.update(inspect(str(mounted.root)).get("requests_by_path", {}))
+                except OverlayError as failure:
+                    raise BenchError(f"can't be asked for its requests: {failure}") from failure
+        return ways
+
+    def close(self) -> None:
+        """Unmount everything.
+
+        Raises BenchError when a figure is missing, or a mount doesn't go away.
+        """
+        self.unmount()
+        missing = [name for name in self._workload.figures if name not in self.figures]
+        if missing:
+            raise BenchError(f"the workload gave no {', '.join(missing)}")
+
+
+def _connections(mounts: list[MountedSystem]) -> list[int]:
+    return [mounted.connection for mounted in mounts if mounted.is_mounted and mounted.connection is not None]
+
+
+def _in_unit(unit: Unit, seconds: float, operations: int, size: int) -> float:
+    match unit:
+        case Unit.SECONDS:
+            return seconds
+        case Unit.MILLISECONDS:
+            return seconds * 1e3
+        case Unit.MICROSECONDS:
+            return seconds * 1e6 / operations
+        case Unit.OPERATIONS_PER_SECOND:
+            return operations / seconds
+        case Unit.MEGABYTES_PER_SECOND:
+            return size / _MEGABYTE / seconds
+        case Unit.MEBIBYTES:
+            raise ValueError("memory isn't measured in time: use record()")

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable
 
 from tests.differential import layers, operations
-from tests.differential.operations import Operation
+from tests.differential.operation import Operation
 from tests.harness.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 
 _FRESH_NAMES = (b"new", b"other", b"third", b"plain", b"gone", b"one", b"sub", b"dir")

@@ -1,151 +1,20 @@
-"""What can be done to a tree, as values: an operation, its arguments, and the outcome of performing it.
+"""What can be done to a tree by its paths? Every operation is a call or two of POSIX, and its answer.
 
-An `Operation` is plain data, so that one list of them can be performed on a kernel overlay and on pyoverlay,
-printed when the two disagree, and drawn from a generator or from a hypothesis strategy. Knows nothing of
-overlays: every operation is a call or two of POSIX on paths below a root. Symlinks are followed exactly where
-the call follows them.
+Knows nothing of overlays. Symlinks are followed exactly where the call follows them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
-from tests.harness.libc import renameat2
-
-Value = object
-"""What an operation gives back: something that compares equal when the two file systems answered alike."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who performs an operation: ids that are taken on for the call and given back after it."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One call on a tree: the name of a function here and its arguments (paths relative to the root)."""
-
-    name: str
-    arguments: tuple[object, ...]
-    caller: Caller | None = None
-    umask: int = 0o022
-
-    def __str__(self) -> str:
-        words = ", ".join(_shown(argument) for argument in self.arguments)
-        whose = f" as {self.caller.uid}:{self.caller.gid}" if self.caller else ""
-        return f"{self.name}({words}){whose}"
-
-    def by(self, uid: int, gid: int, *groups: int) -> Operation:
-        """The same operation performed by another user."""
-        return Operation(self.name, self.arguments, Caller(uid, gid, groups), self.umask)
-
-    def with_umask(self, umask: int) -> Operation:
-        """The same operation under another umask."""
-        return Operation(self.name, self.arguments, self.caller, umask)
-
-
-def _shown(argument: object) -> str:
-    if isinstance(argument, bytes) and len(argument) > 48:
-        return f"{argument[:24]!r}...({len(argument)} bytes)"
-    return oct(argument) if isinstance(argument, int) and argument > 9 else repr(argument)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How an operation ended: the name of its errno, or None and the value that it gave back."""
-
-    error: str | None
-    value: Value = field(default=None)
-
-    @property
-    def succeeded(self) -> bool:
-        return self.error is None
-
-    def __str__(self) -> str:
-        return self.error or f"ok {self.value!r}"
-
-
-def perform(root: bytes, operation: Operation) -> Outcome:
-    """Performs `operation` below the directory `root`.
-
-    Not for several threads at once: umask, ids and the working directory belong to the process.
-
-    Returns:
-        the outcome; an OSError becomes the outcome's errno, any other exception is a fault of the test and is
-        raised.
-    """
-    action = _ACTIONS[operation.name]
-    with _standing_in(root), _umask(operation.umask), _acting_as(operation.caller):
-        try:
-            return Outcome(None, action(*operation.arguments))
-        except OSError as error:
-            return Outcome(errno.errorcode.get(error.errno or 0, str(error.errno)))
-
-
-@contextlib.contextmanager
-def _standing_in(directory: bytes) -> Iterator[None]:
-    # Relative names: the directories above the root may be closed to the caller, and are no part of the test.
-    back = os.open(".", os.O_PATH | os.O_DIRECTORY)
-    os.chdir(directory)
-    try:
-        yield
-    finally:
-        os.fchdir(back)
-        os.close(back)
-
-
-@contextlib.contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-@contextlib.contextmanager
-def _acting_as(caller: Caller | None) -> Iterator[None]:
-    if caller is None:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups(caller.groups)
-    os.setegid(caller.gid)
-    os.seteuid(caller.uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
-
-
-_ACTIONS: dict[str, Callable[..., Value]] = {}
-_Action = Callable[..., Value]
-
-
-def _action(function: _Action) -> Callable[..., Operation]:
-    """Registers `function` under its name and returns the constructor of its operations."""
-    _ACTIONS[function.__name__] = function
-    name = function.__name__
-
-    def operation(*arguments: object) -> Operation:
-        return Operation(name, arguments)
-
-    operation.__name__ = name
-    operation.__doc__ = function.__doc__
-    return operation
-
+from tests.differential.layers import RECENT_SECONDS
+from tests.differential.operation import Value
+from tests.differential.operation import path_action as _action
+from tests.harness.libc import getdents, renameat2, utimensat
 
 # Opening a fifo must not wait for a peer, and a device must not become a terminal.
 _NEVER_WAIT = os.O_NONBLOCK | os.O_NOCTTY
@@ -210,6 +79,24 @@ def link(source: bytes, path: bytes) -> Value:
     return same, os.lstat(path).st_nlink
 
 
+@_action
+def link_target(source: bytes, path: bytes) -> Value:
+    """linkat(2) with AT_SYMLINK_FOLLOW."""
+    os.link(source, path, follow_symlinks=True)
+    return os.lstat(path).st_nlink
+
+
+@_action
+def unnamed_file(directory: bytes, content: bytes, mode: int = 0o666) -> Value:
+    """O_TMPFILE: a file that never gets a name."""
+    descriptor = os.open(directory, os.O_TMPFILE | os.O_WRONLY, mode)
+    try:
+        os.write(descriptor, content)
+        return shown(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
 # --- removing and renaming ---------------------------------------------------------------------------------
 
 
@@ -228,13 +115,17 @@ def rmdir(path: bytes) -> Value:
 @_action
 def remove_tree(path: bytes) -> Value:
     """What `rm -r` does: lists, removes what it finds, deepest first; stops at the first error."""
+    return _remove_tree(path)
+
+
+def _remove_tree(path: bytes) -> int:
     removed = 0
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         os.unlink(path)
         return 1
     for name in sorted(os.listdir(path)):
         child = os.path.join(path, name)
-        removed += int(str(_ACTIONS["remove_tree"](child)))
+        removed += _remove_tree(child)
     os.rmdir(path)
     return removed + 1
 
@@ -318,6 +209,21 @@ def utimens(path: bytes, atime_ns: int, mtime_ns: int) -> Value:
 
 
 @_action
+def touch(path: bytes, atime: str | int, mtime: str | int) -> Value:
+    """utimensat(2) through symlinks: each time is nanoseconds since the epoch, "now" or "omit"."""
+    utimensat(path, atime, mtime)
+    return shown(os.stat(path))
+
+
+@_action
+def touch_same(path: bytes) -> Value:
+    """Sets the modification time that a name has: what it shows stays, and it is copied up."""
+    found = os.lstat(path)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
+    return None
+
+
+@_action
 def setxattr(path: bytes, name: bytes, value: bytes, flags: int = 0) -> Value:
     os.setxattr(path, name, value, flags, follow_symlinks=False)
     return os.getxattr(path, name, follow_symlinks=False)
@@ -334,10 +240,21 @@ def removexattr(path: bytes, name: bytes) -> Value:
 
 @_action
 def status(path: bytes) -> Value:
-    """lstat(2) without what differs between two mounts: device, inode number, times."""
-    found = os.lstat(path)
+    """lstat(2) without what differs between two mounts: device, inode number, times made by the clock."""
+    return shown(os.lstat(path))
+
+
+@_action
+def status_of_target(path: bytes) -> Value:
+    """stat(2): symlinks are followed."""
+    return shown(os.stat(path))
+
+
+def shown(found: os.stat_result) -> Value:
+    """What two twins have in common: type and mode, links, owner, size, device number, a time that was set."""
     size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
-    return found.st_mode, found.st_nlink, found.st_uid, found.st_gid, size, found.st_rdev
+    mtime = found.st_mtime_ns if found.st_mtime < RECENT_SECONDS else "recent"
+    return found.st_mode, found.st_nlink, found.st_uid, found.st_gid, size, found.st_rdev, mtime
 
 
 @_action
@@ -376,6 +293,26 @@ def getxattr(path: bytes, name: bytes) -> Value:
 @_action
 def listxattr(path: bytes) -> Value:
     return sorted(os.listxattr(path, follow_symlinks=False))
+
+
+@_action
+def names_in_pieces(path: bytes, size: int) -> Value:
+    """A listing by getdents64(2) with a small buffer: every name once, `.` and `..` among them."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found: list[bytes] = []
+        while entries := getdents(descriptor, size):
+            found += [entry.name for entry in entries]
+        return sorted(found)
+    finally:
+        os.close(descriptor)
+
+
+@_action
+def enter(path: bytes) -> Value:
+    """chdir(2), then what lies in the current directory."""
+    os.chdir(path)
+    return sorted(os.listdir(b"."))
 
 
 @_action

@@ -12,7 +12,7 @@ import stat
 
 from tests.differential import layers
 from tests.differential import operations as do
-from tests.differential.operations import Operation
+from tests.differential.operation import Operation
 from tests.harness.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 
 _CHARACTER = stat.S_IFCHR | 0o600

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.differential.actors import perform
 from tests.differential.conftest import PairFactory
 from tests.differential.generator import mixed_changes
-from tests.differential.operations import perform
 from tests.differential.pair import differences, inode_numbers
 from tests.harness import Entry, Kind, Mount, Stack, make_stack, snapshot
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.differential import layers, operations
+from tests.differential.actors import perform
 from tests.differential.conftest import PairFactory
-from tests.differential.operations import perform
 from tests.differential.scenarios import ERRORS_WORTH_SEEING, SCENARIOS
 from tests.harness import Kind, Mount, make_stack
 

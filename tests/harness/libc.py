@@ -16,6 +16,7 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_REMOUNT = 32
 MS_NOATIME = 1024
 MNT_DETACH = 2
 
@@ -51,7 +52,7 @@ def renameat2(
     _check(_libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, ctypes.c_uint(flags)), old, new)
 
 
-def utimensat(path: os.PathLike[str] | str, atime: str | int, mtime: str | int) -> None:
+def utimensat(path: os.PathLike[str] | str | bytes, atime: str | int, mtime: str | int) -> None:
     """utimensat(2): each time is nanoseconds since the epoch, "now" or "omit"."""
     special = {"now": (1 << 30) - 1, "omit": (1 << 30) - 2}
     values: list[int] = []

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.differential import layers
+from tests.differential.actors import perform
 from tests.differential.generator import mixed_changes
-from tests.differential.operations import Operation, Outcome, perform
+from tests.differential.operation import Operation, Outcome
 from tests.differential.pair import differences
 from tests.differential.upper import on_disk
 from tests.harness import Entry, Kind, Mount, Stack, make_stack, snapshot

@@ -1,0 +1,156 @@
+"""In what may pyoverlay differ from the kernel's overlayfs? One table, each line with its reason.
+
+Whatever compares the two, answers or trees, asks here; nothing else is let pass. The lines are told to people
+in docs/differences.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.differential.operation import Operation, Outcome
+
+Answers = Callable[[Operation, Outcome, Outcome], bool]
+"""Whether two answers to one operation, the kernel's and pyoverlay's, differ in the allowed way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One allowed difference: where, what the kernel does, what pyoverlay does, and why.
+
+    answers: recognises it in the answers to an operation.
+    ends_slot: the descriptor shows different files afterwards, and is closed on both sides.
+    needless_copy: (operation, errno) of calls that change nothing, for which the kernel copies up.
+    needless_mark: the same, for an opaque mark on the first name that hides nothing.
+    mark: an attribute of overlay's own that is left out of pictures of uppers, by the name after the prefix.
+    whiteout_fields: the fields of a whiteout that are left out of pictures of uppers.
+    """
+
+    where: str
+    kernel: str
+    pyoverlay: str
+    reason: str
+    answers: Answers | None = None
+    ends_slot: bool = False
+    needless_copy: frozenset[tuple[str, str]] = frozenset()
+    needless_mark: frozenset[tuple[str, str]] = frozenset()
+    mark: str | None = None
+    whiteout_fields: frozenset[str] = frozenset()
+
+
+def _refused_alone(name: str, error: str) -> Answers:
+    """Pyoverlay answers `error` to the operation `name`, to which the kernel answers something else."""
+    return lambda operation, _, actual: operation.name == name and actual.error == error
+
+
+def _fewer_links(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
+    """Two statuses of one descriptor that are the same but for the link count, which is lower here."""
+    if operation.name != "status_of":
+        return False
+    before, after = expected.value, actual.value
+    if not isinstance(before, tuple) or not isinstance(after, tuple):
+        return False
+    return (*before[:1], *before[2:]) == (*after[:1], *after[2:]) and after[1] < before[1]
+
+
+def _changes_unlinked(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
+    """A change through a descriptor that the kernel can't copy up any more."""
+    changing = operation.name.endswith("_of") or operation.name in ("hold_again", "resize")
+    return changing and expected.error in ("EEXIST", "ENOENT", "ESTALE") and actual.succeeded
+
+
+def _stale_map(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
+    """The kernel's map shows what it showed in the beginning, pyoverlay's something newer."""
+    if operation.name != "map_read" or not (expected.succeeded and actual.succeeded):
+        return False
+    assert isinstance(expected.value, tuple) and isinstance(actual.value, tuple)
+    return bool(expected.value[0] and not actual.value[0])
+
+
+ALLOWED = (
+    Difference(
+        where="the mark `origin`",
+        kernel="on what was copied up",
+        pyoverlay="the same, but for what it can't name by handle",
+        reason="optional, a file handle: its effect, st_ino after copy-up, is compared in the merged view",
+        mark="origin",
+    ),
+    Difference(
+        where="the mark `impure`",
+        kernel="on directories with copied-up entries, removed when they are gone",
+        pyoverlay="on directories that have or had some",
+        reason="a hint that a directory's d_ino must be looked up; shows nothing by itself",
+        mark="impure",
+    ),
+    Difference(
+        where="the mark `uuid`",
+        kernel="on a fresh upper",
+        pyoverlay="never",
+        reason="a random number for f_fsid; FUSE has its own f_fsid",
+        mark="uuid",
+    ),
+    Difference(
+        where="mode, links and time of a whiteout",
+        kernel="mode 000; one whiteout, linked everywhere, with the time of the first",
+        pyoverlay="one each, of any mode",
+        reason="a whiteout of its own is as good",
+        whiteout_fields=frozenset({"mode", "nlink", "mtime"}),
+    ),
+    Difference(
+        where="`rename` of an upper directory to a directory that isn't empty",
+        kernel="ENOTEMPTY, and an opaque mark on the directory that stays where it is",
+        pyoverlay="ENOTEMPTY",
+        reason="the kernel checks after it has marked; on a directory of the upper alone it hides nothing",
+        needless_mark=frozenset({("rename", "ENOTEMPTY"), ("rename_below", "ENOTEMPTY")}),
+    ),
+    Difference(
+        where="`setxattr` with XATTR_REPLACE of an attribute that isn't there",
+        kernel="ENODATA, after a copy-up",
+        pyoverlay="ENODATA",
+        reason="nothing is to be changed, so nothing need be copied",
+        needless_copy=frozenset({("setxattr", "ENODATA"), ("setxattr_of", "ENODATA")}),
+    ),
+    Difference(
+        where="`open(O_TMPFILE)`",
+        kernel="a file without a name",
+        pyoverlay="EOPNOTSUPP",
+        reason="pyfuse3 has no call for it; programs fall back to a named file",
+        answers=_refused_alone("unnamed_file", "EOPNOTSUPP"),
+    ),
+    Difference(
+        where="`fstat` of a lower's file that was unlinked while it is open",
+        kernel="the links that it had",
+        pyoverlay="counts down, to 0",
+        reason="that is what POSIX says; programs look for 0",
+        answers=_fewer_links,
+    ),
+    Difference(
+        where="changing a lower's file that was unlinked while it is open, and opening it again to write",
+        kernel="EEXIST or ENOENT",
+        pyoverlay="works, on a copy without a name",
+        reason="that is what POSIX says",
+        answers=_changes_unlinked,
+        ends_slot=True,
+    ),
+    Difference(
+        where="a shared map of a lower's file, made before the file was copied up",
+        kernel="shows the old data",
+        pyoverlay="shows the new data",
+        reason="that is what POSIX says",
+        answers=_stale_map,
+    ),
+)
+
+MARKS = frozenset(line.mark for line in ALLOWED if line.mark)
+WHITEOUT_FIELDS = frozenset().union(*(line.whiteout_fields for line in ALLOWED))
+NEEDLESS_COPIES = frozenset().union(*(line.needless_copy for line in ALLOWED))
+NEEDLESS_MARKS = frozenset().union(*(line.needless_mark for line in ALLOWED))
+
+
+def allowed(operation: Operation, expected: Outcome, actual: Outcome) -> Difference | None:
+    """The line of the table that lets these two answers differ; None if they mustn't."""
+    for line in ALLOWED:
+        if line.answers is not None and line.answers(operation, expected, actual):
+            return line
+    return None

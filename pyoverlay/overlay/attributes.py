@@ -19,6 +19,7 @@ from pyoverlay.overlay.copy_up import CopyUps
 from pyoverlay.overlay.node import Node
 
 _ACL_PREFIX: Final = b"system.posix_acl_"
+_DEFAULT_ACL: Final = b"system.posix_acl_default"
 _TRUSTED_PREFIX: Final = b"trusted."
 _CAPABILITY: Final = b"security.capability"
 
@@ -140,7 +141,9 @@ class AttributeChanges:
         """
         self._refuse_acl_if_off(name)
         name_on_disk = marks.to_disk(self._dialect, name)
-        if node.upper is None and not name.startswith(_ACL_PREFIX):
+        if node.upper is None:
+            if name == _DEFAULT_ACL and not node.is_directory:
+                return
             node.real.attribute(name_on_disk)
         upper = self._copy_ups.need_upper(node)
         upper.remove_attribute(name_on_disk)

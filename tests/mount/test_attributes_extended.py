@@ -236,3 +236,19 @@ def test_default_acl_of_a_directory(stack: Stack, mount_overlay: MountFactory) -
     assert stat.S_IMODE((mount.path / "d").stat().st_mode) == 0o755
     os.removexattr(mount.path / "d", DEFAULT_ACL)
     assert os.listxattr(mount.path / "d") == []
+
+
+def test_removing_an_acl_that_is_not_there(stack: Stack, mount_overlay: MountFactory) -> None:
+    """ENODATA for what is in a lower, and nothing is copied up; the upper's file system knows no error."""
+    make_file(stack.lower / "file")
+    make_directory(stack.lower / "directory")
+    mount = mount_overlay()
+    for name, acl in (("file", ACCESS_ACL), ("directory", ACCESS_ACL), ("directory", DEFAULT_ACL)):
+        with fails_with(errno.ENODATA):
+            os.removexattr(mount.path / name, acl)
+    os.removexattr(mount.path / "file", DEFAULT_ACL)
+    assert os.listdir(stack.upper) == []
+    for name in ("file", "directory"):
+        (mount.path / name).chmod(0o700)
+        os.removexattr(mount.path / name, ACCESS_ACL)
+        os.removexattr(mount.path / name, DEFAULT_ACL)

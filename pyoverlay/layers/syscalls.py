@@ -40,7 +40,10 @@ MS_NOATIME: Final = 1024
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 
+UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
+NOW: Final = 1 << 100
+"""A time in ns that is none: the kernel's own present, which no clock of ours gives (UTIME_NOW)."""
 
 _SYS_OPEN_TREE: Final = 428
 _SYS_OPENAT2: Final = 437
@@ -165,11 +168,13 @@ def read_directory(descriptor: int) -> list[tuple[bytes, int]]:
 def set_times(
     directory: int, path: bytes, access_ns: int | None, modification_ns: int | None, *, follow: bool
 ) -> None:
-    """Set times in nanoseconds since the epoch; None leaves one as it is (utimensat(2), UTIME_OMIT)."""
+    """Set times in nanoseconds since the epoch; None leaves one as it is, `NOW` is now: utimensat(2)."""
     times = (_Timespec * 2)()
     for slot, value in zip(times, (access_ns, modification_ns), strict=True):
         if value is None:
             slot.tv_nsec = UTIME_OMIT
+        elif value == NOW:
+            slot.tv_nsec = UTIME_NOW
         else:
             slot.tv_sec, slot.tv_nsec = divmod(value, 10**9)
     _check(_libc.utimensat(directory, path, times, 0 if follow else AT_SYMLINK_NOFOLLOW))

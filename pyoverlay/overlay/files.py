@@ -82,7 +82,7 @@ class Files:
         return file.descriptor
 
     @staticmethod
-    def write(file: OpenFile, offset: int, data: bytes) -> int:
+    def write(file: OpenFile, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data`` at ``offset``, or as much as there is room for; return the bytes written.
 
         Raises OSError ENOSPC and the like when nothing could be written.

@@ -224,7 +224,7 @@ class OverlayFilesystem:
         """Return the descriptor to read an open file from, valid until it is released."""
         return self._files.descriptor_for_reading(self.file(handle))
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
+    def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """Write to an open file; return the bytes written."""
         return self._files.write(self.file(handle), offset, data)
 

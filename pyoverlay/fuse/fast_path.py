@@ -1,0 +1,302 @@
+"""Which requests are answered at once, without pyfuse3?
+
+Those that need no waiting: they are read, run and answered in the thread that reads the device, with two
+system calls besides the work.  What turns out to wait (a copy-up, a big directory, data that isn't in the
+page cache) and what is rare is left to pyfuse3: the request is passed on untouched, since an operation that
+asks for more has changed nothing yet.  Translation only, as in `operations`; both ask the same
+`OverlayFilesystem`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+from typing import Protocol
+
+from pyoverlay.fuse import messages, wire
+from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.wire import Buffer, Opcode
+from pyoverlay.layers.syscalls import NOW, error
+from pyoverlay.overlay.filesystem import (
+    Caller,
+    Change,
+    CopyUpNeeded,
+    LoadNeeded,
+    Node,
+    OverlayFilesystem,
+    Unreachable,
+)
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[int, memoryview], Buffer]
+
+
+class Transport(Protocol):
+    """What the fast path needs of the way to the kernel."""
+
+    def invalidate_attributes(self, nodeid: int) -> None:
+        """Make the kernel ask again for a node's attributes."""
+
+
+class _Waits(Exception):  # noqa: N818 - it says whose the request is, nothing failed
+    """The request is pyfuse3's."""
+
+
+class FastPath:
+    """Answers what needs no waiting."""
+
+    def __init__(self, filesystem: OverlayFilesystem, transport: Transport) -> None:
+        """Answer from ``filesystem``."""
+        self._filesystem = filesystem
+        self._transport = transport
+        self._validity = messages.Validity(filesystem.stack.options.timeout)
+        self._read_buffer = memoryview(bytearray(MAX_TRANSFER))
+        self._handlers: dict[int, Handler] = {
+            int(Opcode.LOOKUP): self._lookup,
+            int(Opcode.GETATTR): self._get_attributes,
+            int(Opcode.SETATTR): self._set_attributes,
+            int(Opcode.READLINK): self._read_link,
+            int(Opcode.SYMLINK): self._make_symlink,
+            int(Opcode.MKNOD): self._make_special,
+            int(Opcode.MKDIR): self._make_directory,
+            int(Opcode.UNLINK): self._unlink,
+            int(Opcode.RMDIR): self._remove_directory,
+            int(Opcode.RENAME): self._rename,
+            int(Opcode.RENAME2): self._rename_with_flags,
+            int(Opcode.LINK): self._link,
+            int(Opcode.OPEN): self._open,
+            int(Opcode.CREATE): self._create,
+            int(Opcode.READ): self._read,
+            int(Opcode.WRITE): self._write,
+            int(Opcode.FLUSH): self._flush,
+            int(Opcode.RELEASE): self._release,
+            int(Opcode.GETXATTR): self._get_extended_attribute,
+            int(Opcode.LISTXATTR): self._list_extended_attributes,
+            int(Opcode.OPENDIR): self._open_directory,
+            int(Opcode.READDIRPLUS): self._read_directory,
+            int(Opcode.RELEASEDIR): self._release,
+            int(Opcode.STATFS): self._file_system,
+        }
+
+    def answer(self, opcode: int, unique: int, nodeid: int, message: memoryview) -> list[Buffer] | None:
+        """Return the pieces of the answer, none for a request without one; None when it is pyfuse3's."""
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            return self._take_back(opcode, nodeid, message)
+        try:
+            body = handler(nodeid, message)
+        except (_Waits, CopyUpNeeded, LoadNeeded):
+            return None
+        except OSError as failure:
+            return [wire.error_reply(unique, failure.errno or errno.EIO)]
+        except Exception:
+            log.exception("%s failed", wire.opcode_name(opcode))
+            return [wire.error_reply(unique, errno.EIO)]
+        finally:
+            for moved in self._filesystem.take_copied_up():
+                self._transport.invalidate_attributes(moved)
+        return [messages.HEADER.pack(messages.HEADER.size + len(body), 0, unique), body]
+
+    def _take_back(self, opcode: int, nodeid: int, message: memoryview) -> list[Buffer] | None:
+        if opcode == Opcode.FORGET:
+            self._filesystem.forget(nodeid, messages.NUMBER.unpack_from(message, messages.BODY)[0])
+        elif opcode == Opcode.BATCH_FORGET:
+            first = messages.BODY + messages.COUNT.size
+            for forgotten, lookups in messages.FORGET_ONE.iter_unpack(message[first:]):
+                self._filesystem.forget(forgotten, lookups)
+        else:
+            return None
+        return []
+
+    # Translation
+
+    @staticmethod
+    def _caller(message: memoryview, umask: int) -> Caller:
+        user, group, pid = messages.CALLER.unpack_from(message)
+        return Caller(user, group, umask, pid)
+
+    def _entry(self, node: Node) -> bytes:
+        shown = self._filesystem.attributes(node)
+        self._filesystem.remember(node)
+        return messages.entry_answer(node.nodeid, shown, self._validity)
+
+    def _shown(self, node: Node) -> bytes:
+        return messages.attributes_answer(self._filesystem.attributes(node), self._validity)
+
+    # Names
+
+    def _lookup(self, nodeid: int, message: memoryview) -> Buffer:
+        try:
+            node = self._filesystem.lookup(nodeid, messages.name_at(message, messages.BODY))
+        except FileNotFoundError:
+            return self._validity.absent
+        return self._entry(node)
+
+    def _make_special(self, nodeid: int, message: memoryview) -> Buffer:
+        mode, device, umask, _ = messages.MKNOD.unpack_from(message, messages.BODY)
+        name = messages.name_at(message, messages.BODY + messages.MKNOD.size)
+        caller = self._caller(message, umask)
+        return self._entry(self._filesystem.make_special(nodeid, name, mode, device, caller))
+
+    def _make_directory(self, nodeid: int, message: memoryview) -> Buffer:
+        mode, umask = messages.MKDIR.unpack_from(message, messages.BODY)
+        name = messages.name_at(message, messages.BODY + messages.MKDIR.size)
+        caller = self._caller(message, umask)
+        return self._entry(self._filesystem.make_directory(nodeid, name, mode | stat.S_IFDIR, caller))
+
+    def _make_symlink(self, nodeid: int, message: memoryview) -> Buffer:
+        name, target = messages.two_names_at(message, messages.BODY)
+        return self._entry(self._filesystem.make_symlink(nodeid, name, target, self._caller(message, 0)))
+
+    def _link(self, nodeid: int, message: memoryview) -> Buffer:
+        linked = messages.NUMBER.unpack_from(message, messages.BODY)[0]
+        name = messages.name_at(message, messages.BODY + messages.NUMBER.size)
+        return self._entry(self._filesystem.link(linked, nodeid, name))
+
+    def _unlink(self, nodeid: int, message: memoryview) -> Buffer:
+        self._filesystem.unlink(nodeid, messages.name_at(message, messages.BODY))
+        return b""
+
+    def _remove_directory(self, nodeid: int, message: memoryview) -> Buffer:
+        self._filesystem.remove_directory(nodeid, messages.name_at(message, messages.BODY))
+        return b""
+
+    def _rename(self, nodeid: int, message: memoryview) -> Buffer:
+        target = messages.NUMBER.unpack_from(message, messages.BODY)[0]
+        old, new = messages.two_names_at(message, messages.BODY + messages.NUMBER.size)
+        self._filesystem.rename(nodeid, old, target, new, 0)
+        return b""
+
+    def _rename_with_flags(self, nodeid: int, message: memoryview) -> Buffer:
+        target, flags, _ = messages.RENAME2.unpack_from(message, messages.BODY)
+        old, new = messages.two_names_at(message, messages.BODY + messages.RENAME2.size)
+        self._filesystem.rename(nodeid, old, target, new, flags)
+        return b""
+
+    # Attributes
+
+    def _get_attributes(self, nodeid: int, _message: memoryview) -> Buffer:
+        return self._shown(self._filesystem.node(nodeid))
+
+    def _set_attributes(self, nodeid: int, message: memoryview) -> Buffer:
+        valid, handle, size, access, modification, access_ns, modification_ns, mode, user, group = (
+            messages.SETATTR.unpack_from(message, messages.BODY)
+        )
+        change = Change(
+            mode=mode if valid & messages.FATTR_MODE else None,
+            user=user if valid & messages.FATTR_UID else None,
+            group=group if valid & messages.FATTR_GID else None,
+            size=size if valid & messages.FATTR_SIZE else None,
+            access_ns=_time(valid, messages.FATTR_ATIME, messages.FATTR_ATIME_NOW, access, access_ns),
+            modification_ns=_time(
+                valid, messages.FATTR_MTIME, messages.FATTR_MTIME_NOW, modification, modification_ns
+            ),
+        )
+        opened = handle if valid & messages.FATTR_FH else None
+        return self._shown(self._filesystem.change_attributes(nodeid, change, opened))
+
+    def _read_link(self, nodeid: int, _message: memoryview) -> Buffer:
+        return self._filesystem.read_link(nodeid)
+
+    def _get_extended_attribute(self, nodeid: int, message: memoryview) -> Buffer:
+        name = messages.name_at(message, messages.BODY + messages.COUNT.size)
+        return _sized(message, self._filesystem.extended_attribute(nodeid, name))
+
+    def _list_extended_attributes(self, nodeid: int, message: memoryview) -> Buffer:
+        names = self._filesystem.extended_attributes(nodeid, trusted=True)
+        if any(name.startswith(b"trusted.") for name in names):
+            raise _Waits  # who may see them is asked there
+        return _sized(message, b"".join(name + b"\0" for name in names))
+
+    def _file_system(self, _nodeid: int, _message: memoryview) -> Buffer:
+        return messages.file_system_answer(self._filesystem.status_of_file_system())
+
+    # Files
+
+    def _open(self, nodeid: int, message: memoryview) -> Buffer:
+        flags, _ = messages.FLAGS.unpack_from(message, messages.BODY)
+        return messages.opened_answer(self._filesystem.open(nodeid, flags), messages.FOPEN_KEEP_CACHE)
+
+    def _create(self, nodeid: int, message: memoryview) -> Buffer:
+        flags, mode, umask, _ = messages.CREATE.unpack_from(message, messages.BODY)
+        name = messages.name_at(message, messages.BODY + messages.CREATE.size)
+        caller = self._caller(message, umask)
+        node, handle = self._filesystem.create(nodeid, name, mode | stat.S_IFREG, flags, caller)
+        return self._entry(node) + messages.opened_answer(handle, messages.FOPEN_KEEP_CACHE)
+
+    def _read(self, _nodeid: int, message: memoryview) -> Buffer:
+        """Read what is in the page cache: preadv2(2), RWF_NOWAIT."""
+        handle, offset, size = messages.READ.unpack_from(message, messages.BODY)
+        descriptor = self._filesystem.descriptor_for_reading(handle)
+        wanted = self._read_buffer[:size]
+        try:
+            count = os.preadv(descriptor, [wanted], offset, os.RWF_NOWAIT)
+        except OSError as failure:
+            if failure.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise _Waits from None
+            raise
+        if count < size and offset + count < os.fstat(descriptor).st_size:
+            raise _Waits
+        return wanted[:count]
+
+    def _write(self, _nodeid: int, message: memoryview) -> Buffer:
+        handle, offset, size = messages.WRITE.unpack_from(message, messages.BODY)
+        first = messages.BODY + messages.READ_SIZE
+        return messages.size_answer(self._filesystem.write(handle, offset, message[first : first + size]))
+
+    def _flush(self, _nodeid: int, _message: memoryview) -> Buffer:
+        """Have no more FLUSH: nothing is held back until a close."""
+        raise error(errno.ENOSYS)
+
+    def _release(self, _nodeid: int, message: memoryview) -> Buffer:
+        self._filesystem.release(messages.NUMBER.unpack_from(message, messages.BODY)[0])
+        return b""
+
+    # Directories
+
+    def _open_directory(self, nodeid: int, _message: memoryview) -> Buffer:
+        return messages.opened_answer(self._filesystem.open_directory(nodeid), 0)
+
+    def _read_directory(self, _nodeid: int, message: memoryview) -> Buffer:
+        handle, offset, room = messages.READ.unpack_from(message, messages.BODY)
+        pieces: list[bytes] = []
+        for name, listed, next_offset in self._filesystem.read_directory(handle, offset):
+            room -= messages.directory_entry_size(name)
+            if room < 0:
+                break
+            pieces.append(self._listed(name, listed, next_offset))
+        return b"".join(pieces)
+
+    def _listed(self, name: bytes, listed: Node | Unreachable, next_offset: int) -> bytes:
+        if isinstance(listed, Unreachable):
+            inode, mode = listed
+        elif name in (b".", b".."):
+            inode, mode = listed.inode, listed.file_type
+        else:
+            entry = self._entry(listed)
+            return messages.directory_entry(entry, listed.inode, listed.file_type, name, next_offset)
+        return messages.directory_entry(messages.NAME_ONLY_ENTRY, inode, mode, name, next_offset)
+
+
+def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
+    """Return a time that SETATTR asks for, in ns since the epoch."""
+    if valid & now:
+        return NOW
+    if not valid & given:
+        return None
+    signed = seconds - (1 << 64) if seconds >> 63 else seconds
+    return signed * 1_000_000_000 + nanoseconds
+
+
+def _sized(message: memoryview, value: bytes) -> Buffer:
+    """Answer GETXATTR or LISTXATTR: the value, or its size for those who ask with no room at all."""
+    room, _ = messages.COUNT.unpack_from(message, messages.BODY)
+    if room == 0:
+        return messages.size_answer(len(value))
+    if len(value) > room:
+        raise error(errno.ERANGE)
+    return value

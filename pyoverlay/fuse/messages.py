@@ -1,0 +1,162 @@
+"""How are the bodies of FUSE requests read, and those of answers written?
+
+The structs of include/uapi/linux/fuse.h that the fast path answers itself; what the forwarder looks at on the
+way to pyfuse3 is in `wire`.  Pure: no I/O, no knowledge of the overlay beyond `Attributes`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Final
+
+from pyoverlay.fuse.wire import IN_HEADER_SIZE
+from pyoverlay.overlay.node import Attributes
+
+BODY: Final = IN_HEADER_SIZE
+"""Where a request's body begins."""
+
+# Requests: what follows the header, as named in fuse.h
+
+CALLER: Final = struct.Struct("=24xIII")  # uid, gid and pid, from the header itself
+NUMBER: Final = struct.Struct("=Q")  # FORGET's nlookup, LINK's oldnodeid, RENAME's newdir, any fh
+COUNT: Final = struct.Struct("=II")  # BATCH_FORGET; GETXATTR's and SETXATTR's size
+FORGET_ONE: Final = struct.Struct("=QQ")
+FLAGS: Final = struct.Struct("=II")  # OPEN
+CREATE: Final = struct.Struct("=IIII")  # flags, mode, umask, open_flags
+MKNOD: Final = struct.Struct("=IIII")  # mode, rdev, umask
+MKDIR: Final = struct.Struct("=II")  # mode, umask
+RENAME2: Final = struct.Struct("=QII")  # newdir, flags
+READ: Final = struct.Struct("=QQI")  # fh, offset, size; READDIRPLUS as well
+READ_SIZE: Final = 40
+WRITE: Final = struct.Struct("=QQI")  # fh, offset, size
+SETATTR: Final = struct.Struct("=I4xQQ8xQQ8xII4xI4xII4x")
+"""valid, fh, size, atime, mtime, atimensec, mtimensec, mode, uid, gid."""
+
+FATTR_MODE: Final = 1 << 0
+FATTR_UID: Final = 1 << 1
+FATTR_GID: Final = 1 << 2
+FATTR_SIZE: Final = 1 << 3
+FATTR_ATIME: Final = 1 << 4
+FATTR_MTIME: Final = 1 << 5
+FATTR_FH: Final = 1 << 6
+FATTR_ATIME_NOW: Final = 1 << 7
+FATTR_MTIME_NOW: Final = 1 << 8
+
+# Answers
+
+HEADER: Final = struct.Struct("=IiQ")  # length, error, unique
+FOPEN_KEEP_CACHE: Final = 1 << 1
+
+_ATTRIBUTES: Final = struct.Struct("=QQQQQQIIIIIIIIII")
+_ENTRY: Final = struct.Struct("=QQQQII")
+_ENTRY_SIZE: Final = _ENTRY.size + _ATTRIBUTES.size
+_ATTRIBUTES_VALID: Final = struct.Struct("=QII")
+_OPENED: Final = struct.Struct("=QIi")
+_DIRENT: Final = struct.Struct("=QQII")
+_SIZE: Final = struct.Struct("=II")
+_STATFS: Final = struct.Struct("=QQQQQIII28x")
+
+_SECOND: Final = 1_000_000_000
+_LOW_32_BITS: Final = 0xFFFFFFFF
+_FILE_TYPE_SHIFT: Final = 12
+_FILE_TYPE_BITS: Final = 15
+
+
+def name_at(message: memoryview, offset: int) -> bytes:
+    """Return the name that ends a message, without its NUL."""
+    return bytes(message[offset:-1])
+
+
+def two_names_at(message: memoryview, offset: int) -> tuple[bytes, bytes]:
+    """Return the two names that end a message."""
+    first, _, second = bytes(message[offset:-1]).partition(b"\0")
+    return first, second
+
+
+class Validity:
+    """How long the kernel may keep what it is told, written as FUSE wants it."""
+
+    def __init__(self, seconds: float) -> None:
+        """Let it be kept for ``seconds``."""
+        whole = int(seconds)
+        self.seconds = whole
+        self.nanoseconds = int((seconds - whole) * _SECOND)
+        self.absent = _ENTRY.pack(0, 0, whole, 0, self.nanoseconds, 0) + bytes(_ATTRIBUTES.size)
+        """The answer to a lookup that finds nothing: it may be kept, too."""
+
+
+def attributes(shown: Attributes) -> bytes:
+    """Write struct fuse_attr."""
+    access, access_ns = divmod(shown.access_ns, _SECOND)
+    modification, modification_ns = divmod(shown.modification_ns, _SECOND)
+    change, change_ns = divmod(shown.change_ns, _SECOND)
+    return _ATTRIBUTES.pack(
+        shown.inode,
+        shown.size,
+        shown.blocks,
+        access & 0xFFFFFFFFFFFFFFFF,
+        modification & 0xFFFFFFFFFFFFFFFF,
+        change & 0xFFFFFFFFFFFFFFFF,
+        access_ns,
+        modification_ns,
+        change_ns,
+        shown.mode,
+        shown.links,
+        shown.user,
+        shown.group,
+        shown.device & _LOW_32_BITS,
+        shown.block_size,
+        0,
+    )
+
+
+def attributes_answer(shown: Attributes, validity: Validity) -> bytes:
+    """Write struct fuse_attr_out."""
+    return _ATTRIBUTES_VALID.pack(validity.seconds, validity.nanoseconds, 0) + attributes(shown)
+
+
+def entry_answer(nodeid: int, shown: Attributes, validity: Validity) -> bytes:
+    """Write struct fuse_entry_out."""
+    seconds, nanoseconds = validity.seconds, validity.nanoseconds
+    return _ENTRY.pack(nodeid, 0, seconds, seconds, nanoseconds, nanoseconds) + attributes(shown)
+
+
+def opened_answer(handle: int, flags: int) -> bytes:
+    """Write struct fuse_open_out."""
+    return _OPENED.pack(handle, flags, 0)
+
+
+def size_answer(size: int) -> bytes:
+    """Write struct fuse_write_out or fuse_getxattr_out."""
+    return _SIZE.pack(size, 0)
+
+
+def file_system_answer(status: os.statvfs_result) -> bytes:
+    """Write struct fuse_statfs_out."""
+    return _STATFS.pack(
+        status.f_blocks,
+        status.f_bfree,
+        status.f_bavail,
+        status.f_files,
+        status.f_ffree,
+        status.f_bsize,
+        status.f_namemax,
+        status.f_frsize,
+    )
+
+
+def directory_entry(entry: bytes, inode: int, mode: int, name: bytes, next_offset: int) -> bytes:
+    """Write struct fuse_direntplus: ``entry`` as `entry_answer` wrote it, or `NAME_ONLY_ENTRY`."""
+    padding = -len(name) & 7
+    kind = mode >> _FILE_TYPE_SHIFT & _FILE_TYPE_BITS
+    return entry + _DIRENT.pack(inode, next_offset, len(name), kind) + name + bytes(padding)
+
+
+def directory_entry_size(name: bytes) -> int:
+    """Return how many bytes a name takes in an answer to READDIRPLUS."""
+    return _ENTRY_SIZE + _DIRENT.size + (len(name) + 7 & ~7)
+
+
+NAME_ONLY_ENTRY: Final = bytes(_ENTRY_SIZE)
+"""Tells no nodeid: the kernel looks the name up when somebody asks for it."""

@@ -1,0 +1,379 @@
+"""Does the fast path answer what needs no waiting, and leave the rest untouched?"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyoverlay.fuse import messages
+from pyoverlay.fuse.fast_path import FastPath
+from pyoverlay.fuse.wire import Opcode
+from pyoverlay.overlay.node import ROOT_NODEID
+from tests.harness import Stack
+from tests.harness.errors import fails_with
+from tests.unit.vfs import Vfs
+
+HEADER = struct.Struct("=IIQQIIIHH")
+ANSWER = struct.Struct("=IiQ")
+UNIQUE = 77
+
+
+class Invalidations:
+    """The way to the kernel, for which only invalidations are kept."""
+
+    def __init__(self) -> None:
+        self.nodeids: list[int] = []
+
+    def invalidate_attributes(self, nodeid: int) -> None:
+        self.nodeids.append(nodeid)
+
+
+class Kernel:
+    """Asks the fast path as the kernel does."""
+
+    def __init__(self, vfs: Vfs) -> None:
+        self.invalidations = Invalidations()
+        self.fast_path = FastPath(vfs.fs, self.invalidations)
+        self.vfs = vfs
+
+    def send(self, opcode: int, nodeid: int, body: bytes = b"", user: int = 0) -> list[bytes] | None:
+        message = HEADER.pack(HEADER.size + len(body), opcode, UNIQUE, nodeid, user, user, 1, 0, 0) + body
+        answer = self.fast_path.answer(opcode, UNIQUE, nodeid, memoryview(bytearray(message)))
+        return None if answer is None else [bytes(piece) for piece in answer]
+
+    def ask(self, opcode: int, nodeid: int, body: bytes = b"", user: int = 0) -> bytes:
+        """Return the body of an answer; raise OSError for one with an errno."""
+        answer = self.send(opcode, nodeid, body, user)
+        assert answer, "the fast path left it to pyfuse3"
+        whole = b"".join(answer)
+        length, number, unique = ANSWER.unpack_from(whole)
+        assert (length, unique) == (len(whole), UNIQUE)
+        if number:
+            raise OSError(-number, os.strerror(-number))
+        return whole[ANSWER.size :]
+
+    def lookup(self, name: bytes, parent: int = ROOT_NODEID) -> int:
+        return nodeid_of(self.ask(Opcode.LOOKUP, parent, name + b"\0"))
+
+    def open(self, nodeid: int, flags: int = os.O_RDONLY) -> int:
+        return number(self.ask(Opcode.OPEN, nodeid, struct.pack("=II", flags, 0)))
+
+    def names(self, nodeid: int = ROOT_NODEID, room: int = 4096) -> list[bytes]:
+        """List a directory in as many pieces as it takes."""
+        handle = number(self.ask(Opcode.OPENDIR, nodeid, bytes(8)))
+        names: list[bytes] = []
+        offset = 0
+        while piece := self.ask(Opcode.READDIRPLUS, nodeid, read_body(handle, offset, room)):
+            position = 0
+            while position < len(piece):
+                _, offset, length, _ = struct.unpack_from("=QQII", piece, position + 128)
+                names.append(piece[position + 152 : position + 152 + length])
+                position += 152 + length + 7 & ~7
+        return names
+
+
+def number(body: bytes) -> int:
+    return int(struct.unpack_from("=Q", body)[0])
+
+
+def nodeid_of(entry: bytes) -> int:
+    return number(entry)
+
+
+def mode_of(entry: bytes) -> int:
+    return int(struct.unpack_from("=I", entry, 40 + 60)[0])
+
+
+def owner_of(entry: bytes) -> tuple[int, int]:
+    return struct.unpack_from("=II", entry, 40 + 68)
+
+
+def read_body(handle: int, offset: int, size: int) -> bytes:
+    return struct.pack("=QQIIQII", handle, offset, size, 0, 0, 0, 0)
+
+
+@pytest.fixture
+def lower(stack: Stack) -> Path:
+    return stack.lowers[0]
+
+
+@pytest.fixture
+def kernel(overlay: Vfs) -> Kernel:
+    return Kernel(overlay)
+
+
+# --- what is answered --------------------------------------------------------------------------------------
+
+
+def test_lookup_tells_nodeid_and_attributes(lower: Path, kernel: Kernel) -> None:
+    (lower / "file").write_text("four")
+    (lower / "file").chmod(0o640)
+    os.chown(lower / "file", 12, 34)
+
+    entry = kernel.ask(Opcode.LOOKUP, ROOT_NODEID, b"file\0")
+
+    assert nodeid_of(entry) > ROOT_NODEID
+    assert mode_of(entry) == stat.S_IFREG | 0o640
+    assert owner_of(entry) == (12, 34)
+    inode, size = struct.unpack_from("=QQ", entry, 40)
+    assert (inode, size) == ((lower / "file").stat().st_ino, 4)
+
+
+def test_absence_is_an_answer_that_may_be_kept(kernel: Kernel) -> None:
+    entry = kernel.ask(Opcode.LOOKUP, ROOT_NODEID, b"absent\0")
+
+    nodeid, _, valid = struct.unpack_from("=QQQ", entry)
+    assert nodeid == 0
+    assert valid > 0
+
+
+def test_errors_are_the_operations_own(lower: Path, kernel: Kernel) -> None:
+    (lower / "file").write_text("")
+
+    with fails_with(errno.ENOTDIR):
+        kernel.ask(Opcode.LOOKUP, kernel.lookup(b"file"), b"below\0")
+    with fails_with(errno.ESTALE):
+        kernel.ask(Opcode.GETATTR, 4711, bytes(16))
+
+
+def test_an_unforeseen_failure_is_an_input_output_error(
+    kernel: Kernel, overlay: Vfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(nodeid: int) -> None:
+        raise RuntimeError(nodeid)
+
+    monkeypatch.setattr(overlay.fs, "node", fail)
+    with fails_with(errno.EIO):
+        kernel.ask(Opcode.GETATTR, ROOT_NODEID, bytes(16))
+
+
+@pytest.mark.parametrize("room", [200, 400, 4096, 32768])
+def test_a_listing_names_everything_once_however_little_room_there_is(
+    lower: Path, kernel: Kernel, room: int
+) -> None:
+    for index in range(50):
+        (lower / f"file {'long ' * (index % 5)}{index}").write_text("")
+
+    names = kernel.names(room=room)
+
+    assert sorted(names) == sorted([b".", b"..", *os.listdir(os.fsencode(lower))])
+
+
+def test_listed_entries_are_remembered_only_when_told(lower: Path, kernel: Kernel, overlay: Vfs) -> None:
+    for index in range(50):
+        (lower / str(index)).write_text("")
+    handle = number(kernel.ask(Opcode.OPENDIR, ROOT_NODEID, bytes(8)))
+
+    piece = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 0, 1000))
+
+    told = sum(1 for position in range(0, len(piece), 160) if number(piece[position:]))
+    assert 0 < told < 50
+    assert len(overlay.fs.nodes) == 1 + told
+
+
+def test_a_new_file_has_the_callers_owner_and_umask(kernel: Kernel, overlay: Vfs) -> None:
+    body = struct.pack("=IIII", os.O_RDWR, stat.S_IFREG | 0o666, 0o027, 0) + b"new\0"
+
+    answer = kernel.ask(Opcode.CREATE, ROOT_NODEID, body, user=1234)
+
+    assert mode_of(answer) == stat.S_IFREG | 0o640
+    assert owner_of(answer) == (1234, 1234)
+    handle, flags, _ = struct.unpack_from("=QIi", answer, 128)
+    assert flags == messages.FOPEN_KEEP_CACHE
+    written = kernel.ask(
+        Opcode.WRITE, nodeid_of(answer), struct.pack("=QQIIQII", handle, 2, 4, 0, 0, 0, 0) + b"data"
+    )
+    assert struct.unpack("=II", written) == (4, 0)
+    assert kernel.ask(Opcode.READ, nodeid_of(answer), read_body(handle, 0, 4096)) == b"\0\0data"
+    kernel.ask(Opcode.RELEASE, nodeid_of(answer), struct.pack("=QIIQ", handle, 0, 0, 0))
+    with fails_with(errno.EBADF):
+        kernel.ask(Opcode.READ, nodeid_of(answer), read_body(handle, 0, 4096))
+
+
+@pytest.mark.parametrize(
+    ("opcode", "body", "kind"),
+    [
+        (Opcode.MKDIR, struct.pack("=II", 0o777, 0o22) + b"new\0", stat.S_IFDIR | 0o755),
+        (Opcode.SYMLINK, b"new\0target\0", stat.S_IFLNK | 0o777),
+        (
+            Opcode.MKNOD,
+            struct.pack("=IIII", stat.S_IFIFO | 0o666, 0, 0o22, 0) + b"new\0",
+            stat.S_IFIFO | 0o644,
+        ),
+    ],
+)
+def test_objects_of_each_kind_are_made_and_removed(
+    kernel: Kernel, stack: Stack, opcode: Opcode, body: bytes, kind: int
+) -> None:
+    entry = kernel.ask(opcode, ROOT_NODEID, body)
+
+    assert mode_of(entry) == (stack.upper / "new").lstat().st_mode == kind
+    if opcode is Opcode.SYMLINK:
+        assert kernel.ask(Opcode.READLINK, nodeid_of(entry)) == b"target"
+    remove = Opcode.RMDIR if opcode is Opcode.MKDIR else Opcode.UNLINK
+    assert kernel.ask(remove, ROOT_NODEID, b"new\0") == b""
+    assert kernel.lookup(b"new") == 0
+
+
+def test_names_are_given_and_moved(kernel: Kernel, stack: Stack) -> None:
+    (stack.upper / "one").write_text("content")
+    (stack.upper / "directory").mkdir()
+    one, directory = kernel.lookup(b"one"), kernel.lookup(b"directory")
+
+    linked = kernel.ask(Opcode.LINK, directory, struct.pack("=Q", one) + b"two\0")
+    kernel.ask(Opcode.RENAME, ROOT_NODEID, struct.pack("=Q", directory) + b"one\0three\0")
+    with pytest.raises(FileExistsError):
+        kernel.ask(
+            Opcode.RENAME2, directory, struct.pack("=QII", directory, 1, 0) + b"two\0three\0"
+        )  # RENAME_NOREPLACE
+
+    assert nodeid_of(linked) == one
+    assert sorted(os.listdir(stack.upper / "directory")) == ["three", "two"]
+
+
+def test_attributes_are_changed_as_asked(kernel: Kernel, stack: Stack) -> None:
+    file = stack.upper / "file"
+    file.write_text("content")
+    valid = messages.FATTR_MODE | messages.FATTR_SIZE | messages.FATTR_ATIME | messages.FATTR_MTIME
+    before_the_epoch = (1 << 64) - 5
+    body = struct.pack(
+        "=IIQQQQQQIIIIIIII", valid, 0, 0, 3, 0, 11, before_the_epoch, 0, 12, 13, 0, 0o600, 0, 0, 0, 0
+    )
+
+    kernel.ask(Opcode.SETATTR, kernel.lookup(b"file"), body)
+
+    status = file.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_size) == (0o600, 3)
+    assert status.st_atime_ns == 11_000_000_012
+    assert status.st_mtime_ns == -5_000_000_000 + 13
+
+
+def test_the_present_time_is_the_clock_that_stamps_files(kernel: Kernel, stack: Stack) -> None:
+    (stack.upper / "touched").write_text("")
+    os.utime(stack.upper / "touched", (0, 0))
+    nodeid = kernel.lookup(b"touched")
+    (stack.upper / "before").write_text("")
+    kernel.ask(Opcode.SETATTR, nodeid, struct.pack("=I84x", 1 << 8 | 1 << 5))
+    (stack.upper / "after").write_text("")
+
+    times = [(stack.upper / name).stat().st_mtime_ns for name in ("before", "touched", "after")]
+
+    assert times == sorted(times)
+    assert (stack.upper / "touched").stat().st_atime_ns == 0
+
+
+def test_extended_attributes_come_with_their_size(kernel: Kernel, stack: Stack) -> None:
+    (stack.upper / "file").write_text("")
+    os.setxattr(stack.upper / "file", "user.colour", b"green")
+    nodeid = kernel.lookup(b"file")
+
+    def get(room: int) -> bytes:
+        return kernel.ask(Opcode.GETXATTR, nodeid, struct.pack("=II", room, 0) + b"user.colour\0")
+
+    assert struct.unpack("=II", get(0)) == (5, 0)
+    assert get(5) == b"green"
+    with fails_with(errno.ERANGE):
+        get(4)
+    assert kernel.ask(Opcode.LISTXATTR, nodeid, struct.pack("=II", 100, 0)) == b"user.colour\0"
+
+
+def test_forgotten_nodes_are_gone(lower: Path, kernel: Kernel, overlay: Vfs) -> None:
+    for name in ("one", "two", "three"):
+        (lower / name).write_text("")
+    one, two, three = (kernel.lookup(name) for name in (b"one", b"two", b"three"))
+    kernel.lookup(b"two")
+
+    assert kernel.send(Opcode.FORGET, one, struct.pack("=Q", 1)) == []
+    batch = struct.pack("=IIQQQQ", 2, 0, two, 1, three, 1)
+    assert kernel.send(Opcode.BATCH_FORGET, 0, batch) == []
+
+    assert [overlay.fs.nodes.get(nodeid) is None for nodeid in (one, two, three)] == [True, False, True]
+
+
+def test_the_file_system_is_the_uppers(kernel: Kernel, stack: Stack) -> None:
+    answer = struct.unpack("=QQQQQIII28x", kernel.ask(Opcode.STATFS, ROOT_NODEID))
+
+    status = os.statvfs(stack.upper)
+    assert (answer[0], answer[5], answer[6], answer[7]) == (
+        status.f_blocks,
+        status.f_bsize,
+        status.f_namemax,
+        status.f_frsize,
+    )
+
+
+# --- what is left ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opcode", "body"),
+    [
+        (Opcode.OPEN, struct.pack("=II", os.O_RDWR, 0)),
+        (Opcode.SETATTR, struct.pack("=II16xQ56x", messages.FATTR_MODE, 0, 0)),
+        (Opcode.SETATTR, struct.pack("=I4x8xQ64x", messages.FATTR_SIZE, 1)),
+    ],
+)
+def test_what_copies_up_is_left_and_nothing_has_changed(
+    lower: Path, kernel: Kernel, stack: Stack, opcode: Opcode, body: bytes
+) -> None:
+    (lower / "file").write_text("content")
+    nodeid = kernel.lookup(b"file")
+
+    assert kernel.send(opcode, nodeid, body) is None
+
+    assert os.listdir(stack.upper) == []
+    assert kernel.invalidations.nodeids == []
+
+
+def test_a_copied_up_directory_is_asked_for_again(lower: Path, kernel: Kernel) -> None:
+    (lower / "directory").mkdir()
+    directory = kernel.lookup(b"directory")
+
+    kernel.ask(Opcode.MKDIR, directory, struct.pack("=II", 0o755, 0) + b"new\0")
+
+    assert directory in kernel.invalidations.nodeids
+
+
+def test_a_big_directory_is_left(lower: Path, kernel: Kernel) -> None:
+    for index in range(3000):
+        (lower / f"a file with quite a long name {index}").touch()
+    handle = number(kernel.ask(Opcode.OPENDIR, ROOT_NODEID, bytes(8)))
+
+    assert kernel.send(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 0, 4096)) is None
+
+
+def test_data_that_is_not_cached_is_left(lower: Path, kernel: Kernel) -> None:
+    file = lower / "file"
+    file.write_bytes(b"x" * 100_000)
+    handle = kernel.open(kernel.lookup(b"file"))
+    descriptor = os.open(file, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+    assert kernel.send(Opcode.READ, 0, read_body(handle, 0, 65536)) is None
+    assert file.read_bytes() == b"x" * 100_000
+    assert kernel.ask(Opcode.READ, 0, read_body(handle, 65536, 65536)) == b"x" * 34464
+
+
+def test_who_may_see_trusted_attributes_is_asked_elsewhere(kernel: Kernel, stack: Stack) -> None:
+    (stack.upper / "file").write_text("")
+    os.setxattr(stack.upper / "file", "trusted.secret", b"")
+
+    assert kernel.send(Opcode.LISTXATTR, kernel.lookup(b"file"), struct.pack("=II", 100, 0)) is None
+
+
+@pytest.mark.parametrize("opcode", [Opcode.FSYNC, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.INIT, 4096])
+def test_what_is_rare_is_left(kernel: Kernel, opcode: int) -> None:
+    assert kernel.send(opcode, ROOT_NODEID, bytes(64)) is None
+
+
+def test_flush_is_asked_once_and_never_again(open_overlay: Callable[..., Vfs]) -> None:
+    with fails_with(errno.ENOSYS):
+        Kernel(open_overlay()).ask(Opcode.FLUSH, ROOT_NODEID, bytes(24))

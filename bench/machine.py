@@ -40,11 +40,6 @@ def describe(directory: Path) -> dict[str, str]:
     }
 
 
-def load() -> float:
-    """Return the load average of the last minute."""
-    return os.getloadavg()[0]
-
-
 def _cpus() -> str:
     facts = _text(Path("/proc/cpuinfo"))
     model = re.search(r"^model name\s*:\s*(.+)$", facts, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from bench.ratios import Spread
@@ -9,7 +10,8 @@ from bench.ratios import Spread
 TIMES = "\N{MULTIPLICATION SIGN}"
 TO = "\N{EN DASH}"
 
-_MARKUP = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|"})
+# An underscore within a word is none of GitHub's markup.
+_MARKUP = re.compile(r"[\\`*\[\]<>|]|\b_|_\b")
 
 
 def number(value: float) -> str:
@@ -50,7 +52,7 @@ def spread_of_values(spread: Spread) -> str:
 
 def escaped(text: str) -> str:
     """Return text that Markdown shows as it is, on one line."""
-    return " ".join(text.split()).translate(_MARKUP)
+    return _MARKUP.sub(lambda match: f"\\{match[0]}", " ".join(text.split()))
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]], alignment: str | None = None) -> list[str]:

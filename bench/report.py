@@ -135,7 +135,7 @@ def _trials(results: Results) -> str:
     minutes = sum(measurement.seconds for measurement in results.measurements) / 60
     outcomes = [measurement.outcome for measurement in results.measurements]
     counts = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
-    return f"{len(outcomes)} ({counts}) in {minutes:.0f} minutes"
+    return f"{len(outcomes)} ({counts}) in {minutes:.0f} min"
 
 
 def _systems(results: Results) -> list[str]:

@@ -95,9 +95,7 @@ def _remarks(found: Cell, planned: int) -> list[str]:
         )
         remarks.append(f"of {ran} rounds {counts}: {messages}")
     if found.values and found.ratio and found.ratio.rounds < found.values.rounds:
-        remarks.append(
-            f"the ratio is of {found.ratio.rounds} rounds: kernel overlay has no figure of the others"
-        )
+        remarks.append(f"the ratio leaves out {found.left_out} of {ran} rounds, in which either side failed")
     if 0 < ran < planned and NOT_APPLICABLE not in found.outcomes:
         remarks.append(f"{ran} of {planned} rounds were run")
     return remarks
@@ -106,7 +104,8 @@ def _remarks(found: Cell, planned: int) -> list[str]:
 def described(workloads: Iterable[WorkloadFacts]) -> list[str]:
     """Return a list of what each workload does and stands for."""
     return [
-        f"- `{facts.name}`: {notation.escaped(facts.title)}. *{notation.escaped(facts.stands_for)}*"
+        f"- `{facts.name}`: {notation.escaped(facts.title)}. "
+        f"Stands for: {notation.escaped(facts.stands_for)}."
         for facts in workloads
     ]
 
@@ -119,7 +118,7 @@ def worst_table(results: Results) -> list[str]:
         return []
     rows = [
         [str(place + 1), *(column[place] if place < len(column) else "" for column in columns.values())]
-        for place in range(_WORST_SHOWN)
+        for place in range(max(map(len, columns.values())))
     ]
     return notation.table(["", *systems], rows, "l" * (1 + len(systems)))
 

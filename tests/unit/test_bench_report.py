@@ -82,7 +82,7 @@ def test_failures_keep_their_place_with_the_message_below() -> None:
     assert row["hanging"].startswith("20.0<sup>") and f"{TIMES}2.00" in row["hanging"]
     assert said("hanging") == [
         r"of 5 rounds 1 hung: no \*answer\* at all",
-        "the ratio is of 3 rounds: kernel overlay has no figure of the others",
+        "the ratio leaves out 2 of 5 rounds, in which either side failed",
     ]
     assert row["unfit"].startswith("not applicable<sup>") and said("unfit") == ["nothing below"]
     assert said("short") == ["3 of 5 rounds were run"]
@@ -277,3 +277,15 @@ def test_ratios(value: float, written: str) -> None:
 def test_a_written_number_is_close(value: float) -> None:
     written = float(notation.number(value).replace(",", ""))
     assert written == pytest.approx(value, rel=0.05 if value < 0.1 else 0.006)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("x86_64 and O_CREAT | O_EXCL", r"x86_64 and O_CREAT \| O_EXCL"),
+        ("_so_ *or* so", r"\_so\_ \*or\* so"),
+        ("two\n lines <b>", r"two lines \<b\>"),
+    ],
+)
+def test_markup_is_escaped(text: str, written: str) -> None:
+    assert notation.escaped(text) == written

@@ -154,7 +154,7 @@ def _version_line(command: Sequence[str]) -> str:
     ran = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     lines = [line.strip() for line in (ran.stdout + ran.stderr).splitlines() if "ersion" in line]
     program = Path(command[0]).name
-    own = [line for line in lines if program.split("-")[0] in line]
+    own = [line for line in lines if line.startswith(program)]
     return (own or lines or ["unknown version"])[0]
 
 

@@ -13,12 +13,14 @@ from tests.harness import Entry, Kind, Mount, MountFactory, Stack, make_stack, s
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --long."""
+    """Add --long, and the length and seed of the drawn differential test."""
     parser.addoption(
         "--long",
         action="store_true",
         help="the long forms: more entries, more time, more steps",
     )
+    parser.addoption("--steps", type=int, metavar="N", help="how many steps tests/differential draws")
+    parser.addoption("--seed", type=int, metavar="S", default=1, help="which steps they are")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,11 +10,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.differential import layers
+from tests.differential import layers, machine
+from tests.differential.machine import Record
 from tests.differential.pair import Pair
 from tests.harness import snapshot
 
 PairFactory = Callable[..., Pair]
+
+_RECORDS: list[Record] = []
+
+
+@pytest.fixture
+def draw(request: pytest.FixtureRequest) -> Callable[[int, Path], Record]:
+    """Runs the machine below a directory: as many steps as asked for by --steps, else as told.
+
+    What came of them is printed in the end.
+    """
+
+    def run(steps: int, place: Path) -> Record:
+        wanted = request.config.getoption("--steps") or steps
+        record = machine.run(wanted, request.config.getoption("--seed"), place)
+        _RECORDS.append(record)
+        return record
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how often each drawn operation succeeded, and with which errors it failed."""
+    for record in _RECORDS:
+        terminalreporter.section("drawn operations")
+        terminalreporter.write_line(str(record))
 
 
 @pytest.fixture(scope="session")

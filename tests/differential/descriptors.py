@@ -94,8 +94,11 @@ def write_on(held: Held, slot: int, content: bytes) -> Value:
 
 @_action
 def seek(held: Held, slot: int, offset: int, whence: int) -> Value:
-    """lseek(2)."""
-    return os.lseek(held.descriptor(slot), offset, whence)
+    """lseek(2), but in a directory, whose offsets mean nothing to others."""
+    descriptor = held.descriptor(slot)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        return None
+    return os.lseek(descriptor, offset, whence)
 
 
 @_action
@@ -139,7 +142,8 @@ def lock(held: Held, slot: int, how: int) -> Value:
 @_action
 def lock_record(held: Held, slot: int, how: int, offset: int, size: int) -> Value:
     """fcntl(F_SETLK)."""
-    fcntl.lockf(held.descriptor(slot), how | fcntl.LOCK_NB, size, offset)
+    waits = 0 if how == fcntl.LOCK_UN else fcntl.LOCK_NB
+    fcntl.lockf(held.descriptor(slot), how | waits, size, offset)
     return None
 
 
@@ -269,10 +273,16 @@ def map_file(held: Held, number: int, slot: int, writable: bool, private: bool) 
     before = held.maps.pop(number, None)
     if before is not None:
         before.close()
-    mapped = Map(memory, os.dup(descriptor), b"")
-    held.maps[number] = mapped
-    mapped.first = memory[: _touchable(mapped)]
-    return _digest(mapped.first)
+    held.maps[number] = Map(memory, os.dup(descriptor))
+    return _shown_by(held.maps[number])
+
+
+def _shown_by(mapped: Map) -> Value:
+    """Whether a map shows what is read through its descriptor; what it shows; what is read."""
+    shows = mapped.memory[: _touchable(mapped)]
+    reads = os.pread(mapped.descriptor, len(shows), 0)
+    reads += bytes(len(shows) - len(reads))
+    return shows == reads, _digest(shows), _digest(reads)
 
 
 def _touchable(mapped: Map) -> int:
@@ -289,10 +299,8 @@ def _map(held: Held, number: int) -> Map:
 
 @_action
 def map_read(held: Held, number: int) -> Value:
-    """Reads a whole map; says as well whether it shows what it showed in the beginning."""
-    mapped = _map(held, number)
-    data = mapped.memory[: _touchable(mapped)]
-    return data == mapped.first, _digest(data)
+    """Reads a whole map."""
+    return _shown_by(_map(held, number))
 
 
 @_action

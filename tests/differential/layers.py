@@ -80,7 +80,7 @@ def build(lowers: list[Path], *, prefix: str = "trusted.overlay.") -> None:
     _fill_middle(middle, prefix)
     _fill_top(top)
     for layer in lowers:
-        _make_old(layer)
+        make_old(layer)
 
 
 def _fill_bottom(layer: Path) -> None:
@@ -208,7 +208,8 @@ def access_list(user: int) -> bytes:
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-def _make_old(layer: Path) -> None:
+def make_old(layer: Path) -> None:
+    """Gives every object of a layer a modification time of its own in September 2001."""
     # Deepest first: setting a child's times leaves its directory's alone, making one does not.
     number = 0
     for directory, subdirectories, files in os.walk(layer, topdown=False):

@@ -107,11 +107,10 @@ class Held:
 
 @dataclass
 class Map:
-    """A map, a descriptor of what it maps, and the bytes that it showed in the beginning."""
+    """A map, and a descriptor of what it maps."""
 
     memory: mmap.mmap
     descriptor: int
-    first: bytes
 
     def close(self) -> None:
         self.memory.close()
@@ -146,6 +145,11 @@ def path_action(function: Action) -> Callable[..., Operation]:
     return action(ignoring_held)
 
 
+def error_name(number: int) -> str:
+    """The name of an errno; of the two that EOPNOTSUPP has, the one that file systems use."""
+    return "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))
+
+
 def perform_here(root: bytes, operation: Operation, held: Held) -> Outcome:
     """Performs `operation` below the directory `root`, with the ids that this process has.
 
@@ -159,7 +163,7 @@ def perform_here(root: bytes, operation: Operation, held: Held) -> Outcome:
         with _standing_in(root), _umask(operation.umask):
             return Outcome(None, _ACTIONS[operation.name](held, *operation.arguments))
     except OSError as error:
-        return Outcome(errno.errorcode.get(error.errno or 0, str(error.errno)))
+        return Outcome(error_name(error.errno or 0))
 
 
 @contextlib.contextmanager

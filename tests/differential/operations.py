@@ -251,7 +251,7 @@ def status_of_target(path: bytes) -> Value:
 
 
 def shown(found: os.stat_result) -> Value:
-    """What two twins have in common: type and mode, links, owner, size, device number, a time that was set."""
+    """What two twins share: type and mode, links, owner, size, device number, a time that was set."""
     size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
     mtime = found.st_mtime_ns if found.st_mtime < RECENT_SECONDS else "recent"
     return found.st_mode, found.st_nlink, found.st_uid, found.st_gid, size, found.st_rdev, mtime

@@ -12,7 +12,7 @@ import stat
 
 from tests.differential import layers
 from tests.differential import operations as do
-from tests.differential.operation import Operation
+from tests.differential.operation import Operation, error_name
 from tests.harness.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 
 _CHARACTER = stat.S_IFCHR | 0o600
@@ -529,7 +529,7 @@ SCENARIOS: dict[str, list[Operation]] = {
 }
 
 ERRORS_WORTH_SEEING = frozenset(
-    errno.errorcode[number]
+    error_name(number)
     for number in (
         errno.ENOENT,
         errno.EEXIST,

@@ -1,0 +1,209 @@
+"""The machine that draws: a stack of lowers, then operations, each performed on both kinds of overlay.
+
+hypothesis chooses which families of operations a run is made of and the bytes that become choices
+(`tests.differential.dice`). Every few steps the trees and the uppers are compared; in the end each upper is
+mounted by the other program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+import tests.differential.drawing_held  # noqa: F401 - registers its families
+from tests.differential import operations
+from tests.differential.dice import Dice
+from tests.differential.drawing import draw_operation
+from tests.differential.drawn_layers import Layers, draw_layers
+from tests.differential.operation import Operation
+from tests.differential.pair import FORGET, REMOUNT, MismatchError, Pair
+from tests.differential.script import Script, live_pair
+from tests.differential.world import World, scan
+
+STEPS_OF_A_RUN = 100
+_STEPS_BETWEEN_COMPARISONS = 20
+
+_STACK = st.binary(min_size=500, max_size=500)
+_STEP = st.binary(min_size=24, max_size=24)
+_ROOT_MODES = (0o777, 0o755, 0o1777)
+
+
+class Record:
+    """What came of all runs: counts by operation and errno (None: it succeeded), the first failure."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str | None]] = Counter()
+        self.script: Script | None = None
+        self.failure: MismatchError | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.counts.total()
+
+    @property
+    def succeeded(self) -> float:
+        """The share of steps that succeeded."""
+        return sum(count for (_, error), count in self.counts.items() if error is None) / max(1, self.steps)
+
+    def __str__(self) -> str:
+        lines = []
+        for name in sorted({name for name, _ in self.counts}):
+            errors = {error: count for (of, error), count in self.counts.items() if of == name and error}
+            told = ", ".join(f"{error} {count}" for error, count in sorted(errors.items()))
+            lines.append(
+                f"{name:20} {self.counts[name, None]:6} succeeded, {sum(errors.values()):6} failed: {told}"
+            )
+        lines.append(f"{self.steps} steps, {self.succeeded:.0%} succeeded")
+        return "\n".join(lines)
+
+
+class Machine(RuleBasedStateMachine):
+    """One run: a fresh stack, and as many steps as hypothesis wants."""
+
+    record = Record()
+    place: Path | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._world = World()
+        self._done: list[Operation] = []
+        self._stack = Dice(b"\0")
+        self._layers: Layers = ((),)
+        self._mounts = contextlib.ExitStack()
+        self._pair: Pair | None = None
+        self._failed = False
+
+    @initialize(data=_STACK)
+    def stack(self, data: bytes) -> None:
+        """Both are to be mounted over drawn layers; hypothesis breaks many runs off before a step."""
+        self._stack = Dice(data)
+
+    def _mount(self) -> Pair:
+        root_mode = self._stack.pick(_ROOT_MODES)
+        self._layers = draw_layers(self._stack)
+        self._pair = self._mounts.enter_context(live_pair(self._layers, self.place))
+        self._step(operations.chmod(b".", root_mode))
+        return self._pair
+
+    @rule(data=_STEP)
+    def making(self, data: bytes) -> None:
+        self._draw("making", data)
+
+    @rule(data=_STEP)
+    def removing(self, data: bytes) -> None:
+        self._draw("removing", data)
+
+    @rule(data=_STEP)
+    def renaming(self, data: bytes) -> None:
+        self._draw("renaming", data)
+
+    @rule(data=_STEP)
+    def contents(self, data: bytes) -> None:
+        self._draw("contents", data)
+
+    @rule(data=_STEP)
+    def attributes(self, data: bytes) -> None:
+        self._draw("attributes", data)
+
+    @rule(data=_STEP)
+    def extended_attributes(self, data: bytes) -> None:
+        self._draw("extended attributes", data)
+
+    @rule(data=_STEP)
+    def looking(self, data: bytes) -> None:
+        self._draw("looking", data)
+
+    @rule(data=_STEP)
+    def opening(self, data: bytes) -> None:
+        self._draw("opening", data)
+
+    @rule(data=_STEP)
+    def held(self, data: bytes) -> None:
+        self._draw("held" if self._world.slots else "opening", data)
+
+    @rule(data=_STEP)
+    def held_attributes(self, data: bytes) -> None:
+        self._draw("held attributes" if self._world.slots else "opening", data)
+
+    @rule(data=_STEP)
+    def held_names(self, data: bytes) -> None:
+        self._draw("held names" if self._world.slots else "opening", data)
+
+    @rule(data=_STEP)
+    def maps(self, data: bytes) -> None:
+        self._draw("maps" if self._world.slots else "opening", data)
+
+    @rule(data=st.binary(min_size=1, max_size=1))
+    def mounts(self, data: bytes) -> None:
+        """Memory runs short, or both are mounted anew."""
+        if Dice(data).happens(70):
+            self._step(FORGET)
+        else:
+            self._step(REMOUNT)
+
+    def teardown(self) -> None:
+        """Compares everything, lets each read the other's upper, and removes both."""
+        try:
+            if self._pair is not None and not self._failed:
+                with self._noting():
+                    self._pair.finish()
+                    self._pair.cross()
+        finally:
+            self._mounts.close()
+
+    def _draw(self, family: str, data: bytes) -> None:
+        self._step(draw_operation(family, Dice(data), self._world))
+
+    def _step(self, operation: Operation) -> None:
+        pair = self._pair or self._mount()
+        self._done.append(operation)
+        with self._noting():
+            outcome = pair.perform(operation)
+            self.record.counts[operation.name, outcome.error] += 1
+            if outcome.succeeded:
+                self._world.took_place(operation)
+            if operation == REMOUNT:
+                self._world.forget_held()
+            self._world.update(scan(os.fsencode(pair.kernel.path)))
+            if len(self._done) % _STEPS_BETWEEN_COMPARISONS == 0:
+                pair.compare()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Notes the script that led to a mismatch."""
+        try:
+            yield
+        except MismatchError as error:
+            self._failed = True
+            self.record.failure = error
+            self.record.script = Script(self._layers, tuple(self._done))
+            raise
+
+
+def run(steps: int, seed: int, place: Path) -> Record:
+    """Runs about `steps` steps, all fixed by `seed`, below the directory `place`, to the first mismatch."""
+    Machine.place = place
+    record = Machine.record = Record()
+    chosen = settings(
+        max_examples=max(1, steps // STEPS_OF_A_RUN),
+        stateful_step_count=STEPS_OF_A_RUN,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],  # a script, its own operations left out one by one, gets shorter than bytes
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+        report_multiple_bugs=False,
+    )
+    with contextlib.suppress(MismatchError, Flaky):
+        run_state_machine_as_test(hypothesis.seed(seed)(Machine), settings=chosen)
+    return record

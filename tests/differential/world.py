@@ -1,0 +1,74 @@
+"""What exists in the tree, and what is held open? From that the next operation is drawn."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from tests.differential.operation import Caller, Operation
+
+
+def scan(root: bytes) -> dict[bytes, str]:
+    """Every name below a directory, with its kind: file, directory, symlink or special."""
+    tree = {}
+    pending = [b""]
+    while pending:
+        directory = pending.pop()
+        with os.scandir(os.path.join(root, directory)) as entries:
+            for entry in entries:
+                path = os.path.join(directory, entry.name)
+                tree[path] = _kind(entry)
+                if tree[path] == "directory":
+                    pending.append(path)
+    return dict(sorted(tree.items()))
+
+
+def _kind(entry: os.DirEntry[bytes]) -> str:
+    if entry.is_symlink():
+        return "symlink"
+    if entry.is_dir(follow_symlinks=False):
+        return "directory"
+    return "file" if entry.is_file(follow_symlinks=False) else "special"
+
+
+@dataclass
+class World:
+    """What exists, and what is held open: (caller, slot) -> kind, (caller, number) of maps."""
+
+    tree: dict[bytes, str] = field(default_factory=dict)
+    slots: dict[tuple[Caller, int], str] = field(default_factory=dict)
+    maps: set[tuple[Caller, int]] = field(default_factory=set)
+    gone: list[bytes] = field(default_factory=list)
+    """Names that were there once."""
+
+    def update(self, tree: dict[bytes, str]) -> None:
+        """Takes note of what exists now."""
+        self.gone += [path for path in self.tree if path not in tree and path not in self.gone]
+        self.tree = tree
+
+    def took_place(self, operation: Operation) -> None:
+        """Takes note of an operation that succeeded, if it is about what is held open."""
+        slot = operation.arguments[0] if operation.arguments else None
+        if not isinstance(slot, int):
+            return
+        key = operation.caller, slot
+        if operation.name in ("hold", "hold_below", "hold_again"):
+            self.slots[key] = self._kind_held(operation)
+        elif operation.name == "let_go":
+            self.slots.pop(key, None)
+        elif operation.name == "map_file":
+            self.maps.add(key)
+        elif operation.name == "unmap":
+            self.maps.discard(key)
+
+    def _kind_held(self, operation: Operation) -> str:
+        source = operation.arguments[1]
+        if operation.name == "hold_again" and isinstance(source, int):
+            return self.slots.get((operation.caller, source), "file")
+        is_directory = isinstance(source, bytes) and self.tree.get(os.path.normpath(source)) == "directory"
+        return "directory" if is_directory else "file"
+
+    def forget_held(self) -> None:
+        """Nothing is held any more."""
+        self.slots.clear()
+        self.maps.clear()

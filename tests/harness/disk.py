@@ -1,0 +1,42 @@
+"""Where does a test get a file system of its own? In an image in memory, so that nobody waits for a disk."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.harness import libc
+
+_MEMORY = Path("/dev/shm")
+_SIZE = 1 << 30
+_MAKE = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"], "btrfs": ["mkfs.btrfs", "-q"]}
+
+
+@contextlib.contextmanager
+def file_system(kind: str) -> Iterator[Path]:
+    """A fresh, mounted file system of 1 GiB at most; removed afterwards.
+
+    kind: ext4, xfs, btrfs or tmpfs. Raises CalledProcessError when it can't be made or mounted.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="disk-", dir=_MEMORY if _MEMORY.is_dir() else None))
+    place, image = directory / "d", directory / "image"
+    place.mkdir()
+    try:
+        if kind == "tmpfs":
+            libc.mount("tmpfs", place, "tmpfs")
+        else:
+            with image.open("wb") as file:
+                file.truncate(_SIZE)
+            subprocess.run([*_MAKE[kind], str(image)], check=True)
+            subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+        os.chmod(place, 0o755)
+        os.chmod(directory, 0o755)
+        try:
+            yield place
+        finally:
+            libc.umount(place)
+    finally:
+        shutil.rmtree(directory)

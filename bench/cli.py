@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import kernel, machine
+from bench.comparison import compare
 from bench.errors import BenchError
+from bench.report import insert_report, write_report
 from bench.results import Results, SystemFacts, WorkloadFacts
 from bench.runner import Planned, Runner, rounds_of
 from bench.systems import REFERENCE, System, choose
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="measure", description="Measure; needs root."))
     report = commands.add_parser("report", help="write tables and charts of a run, beside its file")
     report.add_argument("results", type=Path, metavar="RESULTS.json")
+    report.add_argument("--into", type=Path, metavar="PAGE.md", help="put the tables into this page, too")
     report.set_defaults(command=_report)
     compare = commands.add_parser("compare", help="say what moved beyond noise between two runs")
     compare.add_argument("old", type=Path, metavar="OLD.json")
@@ -230,16 +233,15 @@ def _summary(results: Results, out: Path) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from bench.report import write_report  # noqa: PLC0415
-
     for path in write_report(parsed.results):
         print(path)
+    if parsed.into is not None:
+        insert_report(parsed.results, parsed.into)
+        print(parsed.into)
     return 0
 
 
 def _compare(parsed: argparse.Namespace) -> int:
-    from bench.comparison import compare  # noqa: PLC0415
-
     print(compare(Results.load(parsed.old), Results.load(parsed.new)))
     return 0
 

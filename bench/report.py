@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from bench import chart, notation, tables
@@ -35,6 +37,10 @@ _PATHS = """\
 The share of the requests that took each path, by pyoverlay's own counters."""
 
 
+BEGIN = "<!-- newest full run: begin -->"
+END = "<!-- newest full run: end -->"
+
+
 def write_report(results_path: Path) -> list[Path]:
     """Write NAME.md and the charts beside NAME.json, and return what was written, the page first.
 
@@ -53,6 +59,31 @@ def write_report(results_path: Path) -> list[Path]:
             f"{error.filename or results_path.parent}: the report cannot be written: {error.strerror}"
         ) from error
     return [page, *charts]
+
+
+def insert_report(results_path: Path, page: Path) -> None:
+    """Put the report of a run into another page, between the lines `BEGIN` and `END` there.
+
+    Its headings go two levels down, and its images are found from where ``page`` is.
+
+    Raises:
+        BenchError: The results or the page cannot be read, the page has no such lines or cannot be written.
+    """
+    results = Results.load(results_path)
+    beside = os.path.relpath(results_path.parent, page.parent)
+    charts = {file.name for file in results_path.parent.glob(f"{results_path.stem}*.svg")}
+    report = _page(results, results_path.stem, charts)
+    report = re.sub(r"^(#+ )", r"##\1", report, flags=re.MULTILINE)
+    report = re.sub(r"^(!\[.*\]\()", rf"\1{beside}/", report, flags=re.MULTILINE)
+    try:
+        text = page.read_text(encoding="utf-8")
+        before, begin, rest = text.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not end:
+            raise BenchError(f"{page}: no place for the report: it needs the lines {BEGIN} and {END}")
+        page.write_text(f"{before}{begin}\n\n{report}\n{end}{after}", encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"{page}: the report cannot be put there: {error.strerror}") from error
 
 
 def _write_charts(results: Results, beside: Path) -> list[Path]:

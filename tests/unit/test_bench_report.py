@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bench import chart, notation, tables
 from bench.errors import BenchError
 from bench.notation import TIMES, TO
-from bench.report import write_report
+from bench.report import BEGIN, END, insert_report, write_report
 from bench.results import Measurement, Results
 from tests.unit.bench_results import add_rounds, add_workload, made_up, whole_run
 
@@ -289,3 +289,34 @@ def test_a_written_number_is_close(value: float) -> None:
 )
 def test_markup_is_escaped(text: str, written: str) -> None:
     assert notation.escaped(text) == written
+
+
+def test_a_report_is_put_into_another_page_again_and_again(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    results_path = tmp_path / "results" / "made-up.json"
+    whole_run().save(results_path)
+    write_report(results_path)
+    page = tmp_path / "page.md"
+    page.write_text(f"# Ours\n\n{BEGIN}\nold\n{END}\n\nStays.\n")
+
+    insert_report(results_path, page)
+    once = page.read_text()
+    insert_report(results_path, page)
+
+    assert page.read_text() == once
+    assert once.startswith("# Ours\n")
+    assert once.endswith("Stays.\n")
+    assert "\nold\n" not in once
+    assert "\n### Benchmark: made-up\n" in once
+    assert "](results/made-up.svg)" in once
+
+
+def test_a_page_without_a_place_for_the_report_stays_as_it_is(tmp_path: Path) -> None:
+    results_path = tmp_path / "made-up.json"
+    whole_run().save(results_path)
+    (tmp_path / "page.md").write_text("no place here")
+
+    with pytest.raises(BenchError, match="no place for the report"):
+        insert_report(results_path, tmp_path / "page.md")
+
+    assert (tmp_path / "page.md").read_text() == "no place here"

@@ -1,6 +1,8 @@
 """What passes between /dev/fuse and pyfuse3?
 
 The forwarder owns the device.  pyfuse3 has one end of a SOCK_SEQPACKET pair and takes it for the device.
+Requests are handed over one by one, when pyfuse3 asks for one (`polling`); until it has asked, the forwarder
+passes them on by itself.
 On the way the forwarder answers INIT itself (libfuse knows fewer features than we serve), puts inode
 numbers into replies (pyfuse3 has one number for nodeid and st_ino), looks for the flags that pyfuse3 drops,
 and counts.
@@ -11,10 +13,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -27,9 +31,17 @@ log = logging.getLogger(__name__)
 
 _BUFFER_SIZE: Final = MAX_TRANSFER + 8 * wire.PAGE
 _REQUESTS_BEFORE_YIELDING: Final = 32
+_SECONDS_BEFORE_YIELDING: Final = 0.002
+_PATIENCE_MS: Final = 1
+"""How long the thread waits for the next request before it waits in trio, when nothing is under way."""
 _MAX_BACKGROUND: Final = 64
 _PAIR_BUFFER: Final = 4 * 1024 * 1024
 _SO_SNDBUFFORCE: Final = 32
+
+# As plain numbers: they are compared once a request.
+_INIT: Final = int(Opcode.INIT)
+_INTERRUPT: Final = int(Opcode.INTERRUPT)
+_READDIRPLUS: Final = int(Opcode.READDIRPLUS)
 
 # As the only writer we know when data changes: the kernel need not guess from times and sizes.
 _FEATURES: Final = (
@@ -47,15 +59,11 @@ _FEATURES: Final = (
 )
 
 
-class Request:
-    """A request that pyfuse3 is working on."""
+class Request(NamedTuple):
+    """A request that pyfuse3 is working on: what the reply, or an interruption, asks for."""
 
-    __slots__ = ("opcode", "pid")
-
-    def __init__(self, header: wire.RequestHeader) -> None:
-        """Keep what the reply, or an interruption, asks for."""
-        self.opcode = header.opcode
-        self.pid = header.pid
+    opcode: int
+    pid: int
 
 
 class Forwarder:
@@ -82,11 +90,22 @@ class Forwarder:
         self._in_flight: dict[int, Request] = {}
         self._idle = trio.Event()
         self._reading = trio.CancelScope()
-        self._request_buffer = bytearray(_BUFFER_SIZE)
+        self._pushing = trio.CancelScope()
+        self._pulled = False
+        self._gone = trio.Event()
+        self._handed_over = 0
+        """How many requests were passed on unasked, and not yet asked for."""
+        self._reply_may_wait = False
+        self._last_yield = 0.0
+        self._poll = select.poll()
+        self._poll.register(device, select.POLLIN)
+        self._request_view = memoryview(bytearray(_BUFFER_SIZE))
+        self._request_buffers = [self._request_view]
         self._reply_buffer = bytearray(_BUFFER_SIZE)
         self._reply_view = memoryview(self._reply_buffer)
         self._ours, self._theirs = _message_pair()
         self._kernel_offers = wire.InitRequest(0, 0, 0, 0)
+        self._debugging = log.isEnabledFor(logging.DEBUG)
 
     def give_session_descriptor(self) -> int:
         """Return the end that pyfuse3 takes for the device; once, it is pyfuse3's to close."""
@@ -95,63 +114,123 @@ class Forwarder:
     # From the kernel
 
     async def forward_requests(self) -> None:
-        """Forward requests until the mount has gone or `stop_reading` is called."""
+        """Forward requests until the mount has gone or `stop_reading` is called.
+
+        As soon as somebody calls `hand_over_request`, only those are forwarded that it asks for.
+        """
         with self._reading:
-            while await self._forward_what_is_there():
+            with self._pushing:
+                await self._push()
+            await self._gone.wait()
+
+    async def _push(self) -> None:
+        while not self._pulled:
+            if not await self._forward_what_is_there():
+                self._gone.set()
+                return
+            if not self._pulled:
                 await trio.lowlevel.wait_readable(self._device)
 
     async def _forward_what_is_there(self) -> bool:
         """Read until the device is empty; False when the mount has gone."""
-        view = memoryview(self._request_buffer)
         count = 0
         while True:
-            try:
-                size = os.readv(self._device, [self._request_buffer])
-            except BlockingIOError:
+            size = self._read()
+            if size is None:
                 return True
-            except OSError as failure:
-                if failure.errno in (errno.EINTR, errno.ENOENT):
-                    continue
-                if failure.errno == errno.ENODEV:
-                    return False
-                raise
+            if size == 0:
+                return False
             # What was read is passed on, whoever wants to stop reading.
             with trio.CancelScope(shield=True):
-                await self._forward(view[:size])
-            if self._reading.cancel_called:
+                if await self._forward(size):
+                    self._handed_over += 1
+            if self._reading.cancel_called or self._pulled:
                 return True
             count += 1
             if count % _REQUESTS_BEFORE_YIELDING == 0:
                 await trio.lowlevel.checkpoint()
 
-    async def _forward(self, message: memoryview) -> None:
-        header = wire.request_header(message)
-        self.requests[header.opcode] += 1
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("%d %s node %d", header.unique, wire.opcode_name(header.opcode), header.nodeid)
-        if header.opcode == Opcode.INTERRUPT:
-            self._interrupt(wire.interrupted_unique(message))
+    async def hand_over_request(self) -> None:
+        """Return when one more request is in the pair.  One task at a time may ask."""
+        if not self._pulled:
+            self._pulled = True
+            self._pushing.cancel()
+        if self._handed_over:
+            self._handed_over -= 1
             return
-        if header.opcode == Opcode.INIT:
-            self._offer_less(message)
-        elif wire.kills_privileges(header.opcode, message):
-            self._kill_privileges(header.nodeid)
-        if header.opcode not in wire.WITHOUT_ANSWER:
-            self._in_flight[header.unique] = Request(header)
-        await self._send(header.unique, message)
+        while not self._reading.cancel_called:
+            size = self._read()
+            if size is None:
+                await self._wait_for_device()
+            elif size == 0:
+                self._gone.set()
+                break
+            elif await self._forward(size):
+                if time.monotonic() - self._last_yield > _SECONDS_BEFORE_YIELDING:
+                    await self._yield()
+                return
+        # Whoever asks for more is cancelled when what is under way has been answered.
+        await trio.sleep_forever()
 
-    async def _send(self, unique: int, message: memoryview) -> None:
+    async def _yield(self) -> None:
+        """Let other tasks run: copies that are done, signals, the control socket."""
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
+        self._last_yield = time.monotonic()
+
+    async def _wait_for_device(self) -> None:
+        """Wait for a request, at first in this thread alone: then it costs no round of trio's event loop.
+
+        While requests are under way, tasks and worker threads must be seen to at once.
+        """
+        if self._in_flight or not self._poll.poll(_PATIENCE_MS):
+            await trio.lowlevel.wait_readable(self._device)
+            self._last_yield = time.monotonic()
+
+    def _read(self) -> int | None:
+        """Read one request; its size, None when there is none, 0 when the mount has gone."""
+        while True:
+            try:
+                return os.readv(self._device, self._request_buffers)
+            except BlockingIOError:
+                return None
+            except OSError as failure:
+                if failure.errno in (errno.EINTR, errno.ENOENT):
+                    continue
+                if failure.errno == errno.ENODEV:
+                    return 0
+                raise
+
+    async def _forward(self, size: int) -> bool:
+        """Pass on the request of ``size`` bytes that was read; False when pyfuse3 doesn't get it."""
+        message = self._request_view[:size]
+        opcode, unique, nodeid, pid = wire.request_fields(message)
+        self.requests[opcode] += 1
+        if self._debugging:
+            log.debug("%d %s node %d", unique, wire.opcode_name(opcode), nodeid)
+        if opcode == _INTERRUPT:
+            self._interrupt(wire.interrupted_unique(message))
+            return False
+        if opcode == _INIT:
+            self._offer_less(message)
+        elif opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
+            self._kill_privileges(nodeid)
+        if opcode not in wire.WITHOUT_ANSWER:
+            self._in_flight[unique] = Request(opcode, pid)
+        return await self._send(unique, message)
+
+    async def _send(self, unique: int, message: memoryview) -> bool:
         while True:
             try:
                 self._ours.send(message)
-                return
+                return True
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._ours)
             except OSError as failure:
                 log.error("request %d can't be passed on: %s", unique, failure)
                 self._take_request(unique)
                 self._write(unique, wire.error_reply(unique, errno.EIO))
-                return
+                return False
 
     def _offer_less(self, message: memoryview) -> None:
         """Hide from libfuse what doesn't work over a pair of sockets."""
@@ -179,32 +258,49 @@ class Forwarder:
             self.forward_waiting_replies()
 
     def forward_waiting_replies(self) -> None:
-        """Forward the replies that are there.
+        """Forward the replies that are there."""
+        self._reply_may_wait = False
+        while self._forward_reply():
+            pass
 
-        Every handler calls it before it returns: so the pair's buffer, which nobody may make bigger without
-        privilege, holds one reply at most, and none is lost.
-        """
-        while True:
-            try:
-                size = self._ours.recv_into(self._reply_buffer)
-            except BlockingIOError:
-                return
-            if size == 0:
-                return
+    def forward_expected_replies(self) -> None:
+        """Forward the replies that are there; for the last that is due nothing more is asked of the pair."""
+        self._reply_may_wait = False
+        while self._in_flight and self._forward_reply():
+            pass
+
+    def _forward_reply(self) -> bool:
+        try:
+            size = self._ours.recv_into(self._reply_buffer)
+        except BlockingIOError:
+            return False
+        if size:
             self._reply(self._reply_view[:size])
+        return size > 0
+
+    def make_room_for_reply(self) -> None:
+        """Forward what a handler's reply, which comes next, would find in the pair.
+
+        So the pair's buffer, which nobody may make bigger without privilege, holds one reply at most, and
+        none is lost.
+        """
+        if self._reply_may_wait:
+            self.forward_waiting_replies()
+        self._reply_may_wait = True
 
     def _reply(self, message: memoryview) -> None:
         header = wire.reply_header(message)
         request = self._take_request(header.unique)
         if request is not None and header.error == 0:
-            if request.opcode == Opcode.INIT:
+            opcode = request.opcode
+            if opcode in wire.ANSWERS_WITH_ENTRY:
+                self._show_entry_inode(message)
+            elif opcode == _READDIRPLUS:
+                self._show_listed_inodes(message)
+            elif opcode == _INIT:
                 self._answer_init(header.unique, message)
                 return
-            if request.opcode in wire.ANSWERS_WITH_ENTRY:
-                self._show_entry_inode(message)
-            elif request.opcode == Opcode.READDIRPLUS:
-                self._show_listed_inodes(message)
-        if log.isEnabledFor(logging.DEBUG):
+        if self._debugging:
             result = os.strerror(-header.error) if header.error < 0 else f"{header.length} bytes"
             log.debug("%d -> %s", header.unique, result)
         self._write(header.unique, message)

@@ -56,8 +56,8 @@ Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 class Transport(Protocol):
     """What the operations need of the way to the kernel."""
 
-    def forward_waiting_replies(self) -> None:
-        """Pass on replies that wait, so that the next one finds room."""
+    def make_room_for_reply(self) -> None:
+        """Pass on replies that wait, so that the next one, which follows, finds room."""
 
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
@@ -103,7 +103,7 @@ class OverlayOperations(pyfuse3.Operations):
     def _pass_on(self) -> None:
         for nodeid in self._filesystem.take_copied_up():
             self._transport.invalidate_attributes(nodeid)
-        self._transport.forward_waiting_replies()
+        self._transport.make_room_for_reply()
 
     async def _run(self, pid: int, operation: Callable[[], Result]) -> Result:
         """Run an operation with all the copies and readings that it asks for."""

@@ -19,6 +19,7 @@ from pyoverlay.fuse.control import ControlSocket, Description
 from pyoverlay.fuse.copying import CopyUpQueue
 from pyoverlay.fuse.forwarder import Forwarder
 from pyoverlay.fuse.operations import OverlayOperations
+from pyoverlay.fuse.polling import Polling
 from pyoverlay.layers.stack import Stack
 from pyoverlay.overlay.filesystem import OverlayFilesystem
 
@@ -53,6 +54,7 @@ class Service:
             )
             control = self._open_control_socket()
             operations = OverlayOperations(self._filesystem, forwarder, queue)
+            Polling(forwarder.hand_over_request, forwarder.forward_expected_replies).install()
             pyfuse3.init(operations, f"/dev/fd/{forwarder.give_session_descriptor()}", set())
             try:
                 nursery.start_soon(forwarder.forward_replies)

@@ -72,6 +72,7 @@ ANSWERS_WITH_ENTRY: Final = frozenset(
     {Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE}
 )
 WITHOUT_ANSWER: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+MAY_KILL_PRIVILEGES: Final = frozenset({Opcode.WRITE, Opcode.SETATTR, Opcode.OPEN})
 
 # INIT flags
 ASYNC_READ: Final = 1 << 0
@@ -101,6 +102,7 @@ NAME_ONLY: Final = 1 << 63
 PAGE: Final = 4096
 
 _IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
+_REQUEST_FIELDS: Final = struct.Struct("=4xIQQ8xI4x")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
 _INIT_IN: Final = struct.Struct("=IIII")
 _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
@@ -165,6 +167,16 @@ def request_header(message: Buffer) -> RequestHeader:
     if len(message) < IN_HEADER_SIZE:
         raise ValueError(f"a FUSE request of {len(message)} bytes has no whole header")
     return RequestHeader(*_IN_HEADER.unpack_from(message)[:7])
+
+
+def request_fields(message: Buffer) -> tuple[int, int, int, int]:
+    """Read what every request is looked at for: opcode, unique, nodeid, pid.
+
+    Raises ValueError when the message is shorter than a header.
+    """
+    if len(message) < IN_HEADER_SIZE:
+        raise ValueError(f"a FUSE request of {len(message)} bytes has no whole header")
+    return _REQUEST_FIELDS.unpack_from(message)
 
 
 def reply_header(message: Buffer) -> ReplyHeader:

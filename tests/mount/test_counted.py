@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,6 +244,29 @@ def test_renaming_a_directory_is_constant(mount: Mount) -> None:
     assert costs[10_000] == costs[10]
     # The kernel looks a rename's target up again, whatever it knows (fs/fuse/dir.c: fuse_dentry_revalidate).
     assert sum(costs[10_000].requests.values()) <= 2
+
+
+# --- system calls a request ---------------------------------------------------------------------------------
+
+
+def test_a_request_passes_without_the_event_loop(stack: Stack, base: Path) -> None:
+    """Reading the device, the pair there and back, writing the device: six calls, and what the layer costs.
+
+    Waiting comes on top: a look at an empty device and one poll at most for each request.
+    """
+    with Mount(Kind.PYOVERLAY, stack, "fast_path=off") as mount:
+        os.listdir(mount.path / "shared")
+        assert mount.pid is not None
+        with tracing(mount.pid, base / "trace") as lines, spending(mount) as spent:
+            for number in range(1000):
+                assert not os.path.lexists(mount.path / f"shared/none{number}")
+    assert spent.requests["LOOKUP"] == 1000
+    assert spent.layer_syscalls == 0
+    calls = Counter(_call(line) for line in lines)
+    for call in ("sendto", "read", "writev", "recvfrom", "write"):
+        assert 1000 <= calls[call] < 1050, call
+    assert calls["readv"] <= 2 * 1000 + 50
+    assert calls["poll"] <= 1000 + 50
 
 
 # --- descriptors -------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class Transport:
         self.invalidated: list[int] = []
         self.passed_on = 0
 
-    def forward_waiting_replies(self) -> None:
+    def make_room_for_reply(self) -> None:
         self.passed_on += 1
 
     def invalidate_attributes(self, nodeid: int) -> None:

@@ -94,11 +94,11 @@ ALLOWED = (
         mark="uuid",
     ),
     Difference(
-        where="mode, group, links and time of a whiteout",
+        where="mode, group, links, time and ACL of a whiteout",
         kernel="mode 000, group 0; one whiteout, linked everywhere, with the time of the first",
-        pyoverlay="one each, of any mode, in a set-group-id directory of its group",
+        pyoverlay="one each, with mode, group and ACL as the directory gives them",
         reason="any of them hides a name, and nobody sees more of it",
-        whiteout_fields=frozenset({"mode", "gid", "nlink", "mtime"}),
+        whiteout_fields=frozenset({"mode", "gid", "nlink", "mtime", "xattrs"}),
     ),
     Difference(
         where="`rename` of an upper directory to a directory that isn't empty",

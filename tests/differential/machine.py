@@ -8,6 +8,7 @@ mounted by the other program.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from tests.differential.script import Script, live_pair
 from tests.differential.world import World, scan
 
 STEPS_OF_A_RUN = 100
+_RUNS_OF_A_PART = 40
 _STEPS_BETWEEN_COMPARISONS = 20
 
 _STACK = st.binary(min_size=500, max_size=500)
@@ -195,7 +197,7 @@ def run(steps: int, seed: int, place: Path) -> Record:
     Machine.place = place
     record = Machine.record = Record()
     chosen = settings(
-        max_examples=max(1, steps // STEPS_OF_A_RUN),
+        max_examples=_RUNS_OF_A_PART,
         stateful_step_count=STEPS_OF_A_RUN,
         deadline=None,
         database=None,
@@ -204,6 +206,11 @@ def run(steps: int, seed: int, place: Path) -> Record:
         print_blob=False,
         report_multiple_bugs=False,
     )
-    with contextlib.suppress(MismatchError, Flaky):
-        run_state_machine_as_test(hypothesis.seed(seed)(Machine), settings=chosen)
-    return record
+    for part in itertools.count():
+        if record.steps >= steps or record.failure is not None:
+            return record
+        # hypothesis counts runs that it breaks off, too: so it is asked until there are enough steps.
+        part_of_it = hypothesis.seed(f"{seed}.{part}")(Machine)
+        with contextlib.suppress(MismatchError, Flaky):
+            run_state_machine_as_test(part_of_it, settings=chosen)
+    raise AssertionError("there is always one more part")

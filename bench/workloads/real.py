@@ -60,6 +60,7 @@ def _files_and_bytes(tree: Path) -> tuple[int, int]:
     figures=_TIME,
     layers=rootfs,
     caches=Caches.COLD,
+    heavy=True,
     stands_for="docker export, a backup of a container",
 )
 def tar_rootfs(trial: Trial) -> None:
@@ -77,6 +78,7 @@ def tar_rootfs(trial: Trial) -> None:
     figures=_TIME,
     layers=project,
     caches=Caches.WARM,
+    heavy=True,
     quick=True,
     writes=True,
     stands_for="unpacking a release, ADD and COPY in a container build, npm install",
@@ -164,6 +166,7 @@ def git_status(trial: Trial) -> None:
     figures=_TIME,
     layers=project,
     caches=Caches.WARM,
+    heavy=True,
     writes=True,
     stands_for="going from branch to branch, bisecting",
 )
@@ -186,6 +189,7 @@ def git_checkout(trial: Trial) -> None:
     figures=_TIME,
     layers=rootfs,
     caches=Caches.WARM,
+    heavy=True,
     writes=True,
     stands_for="RUN apt-get install in a container build",
 )

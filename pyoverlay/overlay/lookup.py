@@ -143,40 +143,49 @@ class Lookup:
     ) -> None:
         """Go on below ``origin``'s layer under the name that its redirect gives."""
         below = self._layers_below(origin.layer)
-        if redirect.absolute:
-            starts = [layer.root for layer in below]
-        else:
+        starts = [layer.root for layer in below]
+        if not redirect.absolute:
             starts = [directory for directory in parent.lowers if directory.layer in below]
-        components = list(redirect.names)
+        path = redirect
         for start in starts:
-            target = self._descend(start, components)
-            if target is None:
-                continue
-            if isinstance(target, bool):
+            target, below_it = self._descend(start, path)
+            if target is not None:
+                objects.append(target)
+            if below_it is None:
                 return
-            objects.append(target)
-            found = self.directory_marks(target)
-            if found.opaque:
+            if below_it.absolute and not path.absolute:
+                self._follow(below_it, start, parent, objects)
                 return
-            if found.redirect is None:
-                continue
-            if found.redirect.absolute:
-                self._follow(found.redirect, target, parent, objects)
-                return
-            components = [*components[:-1], *found.redirect.names]
+            path = below_it
 
-    def _descend(self, start: LayerObject, components: list[bytes]) -> LayerObject | bool | None:
-        """Walk down in one layer: the directory, None when it is absent, False when all below is hidden."""
-        current = start
-        for component in components:
+    def _descend(
+        self, start: LayerObject, path: marks.Redirect
+    ) -> tuple[LayerObject | None, marks.Redirect | None]:
+        """Walk down in one layer: the directory, and its path in those below, None when all is hidden there.
+
+        A directory on the way that was renamed itself changes the path below, also when what lies in it is
+        absent here (fs/overlayfs/namei.c: ovl_lookup_layer, ovl_check_redirect).
+        """
+        current, absolute, hidden = start, path.absolute, False
+        renamed: tuple[bytes, ...] = ()
+        for position, component in enumerate(path.names):
             candidate = current.child(component)
             seen = self._status(candidate)
             if seen is None:
-                return False if self._has_aufs_whiteout(current, component) else None
+                hidden |= self._has_aufs_whiteout(current, component)
+                return None, None if hidden else marks.Redirect(renamed + path.names[position:], absolute)
             if self._is_whiteout(candidate, seen) or not stat.S_ISDIR(seen.st_mode):
-                return False
+                return None, None
             current = candidate
-        return current
+            found = self.directory_marks(current)
+            if found.opaque or found.redirect is None:
+                hidden |= found.opaque
+                renamed += (component,)
+            elif found.redirect.absolute:
+                absolute, hidden, renamed = True, False, found.redirect.names  # out of what was opaque, too
+            else:
+                renamed += found.redirect.names
+        return current, None if hidden else marks.Redirect(renamed, absolute)
 
     def _layers_below(self, layer: Layer) -> tuple[Layer, ...]:
         lowers = self.stack.lowers

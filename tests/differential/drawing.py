@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from tests.differential import operations
 from tests.differential.dice import Dice
-from tests.differential.drawn_layers import DIRECTORY_MODES, MODES, NAMES, NULL, TARGETS, ZERO
+from tests.differential.drawn_layers import DIRECTORY_MODES, MODES, NAMES, NULL, TARGETS, ZERO, allowed_mode
 from tests.differential.layers import OLD_SECONDS, access_list, capability
 from tests.differential.operation import DEFAULT_UMASK, ROOT, Caller, Operation
 from tests.differential.world import World
@@ -110,6 +110,10 @@ class Draw:
             ]
         )
 
+    def mode(self) -> int:
+        """The mode of what is no directory."""
+        return allowed_mode(self.pick(MODES), set_ids=self.world.set_ids)
+
     def content(self) -> bytes:
         return bytes([65 + self.dice.below(26)]) * self.pick(SIZES)
 
@@ -120,6 +124,8 @@ class Draw:
     def attribute(self) -> tuple[bytes, bytes]:
         """Name and value of an extended attribute."""
         name = self.pick(ATTRIBUTES)
+        if name == b"security.capability" and self.world.set_ids:
+            name = b"user.note"
         if name.startswith(b"system."):
             return name, self.pick((access_list(user=1000), access_list(user=1001), _plain_acl(), b"junk"))
         if name.startswith(b"security."):
@@ -166,7 +172,7 @@ OF_HOLDERS = frozenset({"held", "held attributes", "held names", "maps"})
 
 @in_family("making", 4)
 def _create(draw: Draw) -> Operation:
-    return operations.create(draw.free(), draw.content(), draw.pick(MODES))
+    return operations.create(draw.free(), draw.content(), draw.mode())
 
 
 @in_family("making", 4)
@@ -177,7 +183,7 @@ def _mkdir(draw: Draw) -> Operation:
 @in_family("making", 2)
 def _mknod(draw: Draw) -> Operation:
     kind, device = draw.pick(_TYPES)
-    return operations.mknod(draw.free(), kind | draw.pick(MODES), device)
+    return operations.mknod(draw.free(), kind | draw.mode(), device)
 
 
 @in_family("making", 2)
@@ -197,7 +203,7 @@ def _link_target(draw: Draw) -> Operation:
 
 @in_family("making")
 def _unnamed_file(draw: Draw) -> Operation:
-    return operations.unnamed_file(draw.existing("directory"), draw.content(), draw.pick(MODES))
+    return operations.unnamed_file(draw.existing("directory"), draw.content(), draw.mode())
 
 
 # --- removing and renaming ---------------------------------------------------------------------------------
@@ -244,7 +250,7 @@ def _rewrite_whole(draw: Draw) -> Operation:
 @in_family("contents", 2)
 def _overwrite(draw: Draw) -> Operation:
     path = draw.existing("file") if draw.happens(60) else draw.free()
-    return operations.overwrite(path, draw.content(), draw.pick(MODES))
+    return operations.overwrite(path, draw.content(), draw.mode())
 
 
 @in_family("contents", 2)
@@ -273,8 +279,8 @@ def _copy_up(draw: Draw) -> Operation:
 @in_family("attributes", 3)
 def _chmod(draw: Draw) -> Operation:
     path = draw.existing("file", "directory", "special")
-    modes = DIRECTORY_MODES if draw.world.tree.get(path) == "directory" else MODES
-    return operations.chmod(path, draw.pick(modes))
+    directory = draw.world.tree.get(path) == "directory"
+    return operations.chmod(path, draw.pick(DIRECTORY_MODES) if directory else draw.mode())
 
 
 @in_family("attributes", 3)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tests.differential import descriptors as held
 from tests.differential.drawing import ATTRIBUTES, IDS, OFFSETS, SIZES, Draw, in_family
-from tests.differential.drawn_layers import DIRECTORY_MODES, MODES, NAMES
+from tests.differential.drawn_layers import DIRECTORY_MODES, NAMES
 from tests.differential.operation import ROOT, Caller, Operation
 
 _SLOTS, _MAPS = 4, 2
@@ -60,7 +60,7 @@ def _hold(draw: Draw) -> Operation:
 def _hold_new(draw: Draw) -> Operation:
     flags = draw.pick(_ACCESS) | draw.pick(_CREATE_FLAGS)
     path = draw.free() if draw.happens(70) else draw.existing("file", "symlink")
-    return held.hold(draw.dice.below(_SLOTS), path, flags, draw.pick(MODES))
+    return held.hold(draw.dice.below(_SLOTS), path, flags, draw.mode())
 
 
 @in_family("opening", 3)
@@ -165,7 +165,8 @@ def _status_of(draw: Draw) -> Operation:
 def _chmod_of(draw: Draw) -> Operation:
     caller, slot = _slot(draw)
     directory = draw.world.slots.get((caller, slot)) == "directory"
-    return replace(held.chmod_of(slot, draw.pick(DIRECTORY_MODES if directory else MODES)), caller=caller)
+    mode = draw.pick(DIRECTORY_MODES) if directory else draw.mode()
+    return replace(held.chmod_of(slot, mode), caller=caller)
 
 
 @in_family("held attributes")

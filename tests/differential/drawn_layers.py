@@ -72,12 +72,21 @@ Layers = tuple[Layer, ...]
 # --- drawing -----------------------------------------------------------------------------------------------
 
 
-def draw_layers(dice: Dice) -> Layers:
-    """One to six layers."""
-    return sensible(tuple(_draw_layer(dice) for _ in range(1 + dice.below(6))))
+def allowed_mode(mode: int, *, set_ids: bool) -> int:
+    """The mode of a file in a script with set-id bits, or in one with capabilities; never both.
+
+    When root writes to a file with both, the capability falls and the bits stay; the message by which FUSE asks
+    for it could be a chown(2)'s, at which both fall.
+    """
+    return mode if set_ids else mode & ~(stat.S_ISUID | stat.S_ISGID)
 
 
-def _draw_layer(dice: Dice) -> Layer:
+def draw_layers(dice: Dice, *, set_ids: bool) -> Layers:
+    """One to six layers, with set-id bits or with capabilities."""
+    return sensible(tuple(_draw_layer(dice, set_ids) for _ in range(1 + dice.below(6))))
+
+
+def _draw_layer(dice: Dice, set_ids: bool) -> Layer:
     kinds: dict[bytes, str] = {}
     items = []
     for _ in range(4 + dice.below(12)):
@@ -87,7 +96,7 @@ def _draw_layer(dice: Dice) -> Layer:
                 kinds[parent] = "directory"
                 items.append(Item("directory", parent, dice.pick(DIRECTORY_MODES), dice.pick(OWNERS)))
         if path not in kinds:
-            items.append(_draw_item(dice, path, kinds))
+            items.append(_draw_item(dice, path, kinds, set_ids))
             kinds[path] = items[-1].kind
     return tuple(items)
 
@@ -96,29 +105,31 @@ def _draw_name(dice: Dice) -> bytes:
     return dice.pick(NAMES if dice.happens(20) else NAMES[:4])
 
 
-def _draw_item(dice: Dice, path: bytes, kinds: dict[bytes, str]) -> Item:
+def _draw_item(dice: Dice, path: bytes, kinds: dict[bytes, str], set_ids: bool) -> Item:
     kind = dice.weighted(_KINDS)
     linkable = [name for name, of in kinds.items() if of in _LINKABLE]
     if kind == "link" and not linkable:
         kind = "file"
-    modes = DIRECTORY_MODES if kind in _DIRECTORIES else MODES
+    directory = kind in _DIRECTORIES
+    mode = dice.pick(DIRECTORY_MODES) if directory else allowed_mode(dice.pick(MODES), set_ids=set_ids)
     target = {"symlink": TARGETS, "link": linkable}.get(kind, (b"",))
     return Item(
         kind,
         path,
-        dice.pick(modes),
+        mode,
         dice.pick(OWNERS),
         dice.pick(SIZES) if kind == "file" else 0,
         dice.pick(target),
-        _draw_attributes(dice, kind),
+        _draw_attributes(dice, kind, set_ids),
     )
 
 
-def _draw_attributes(dice: Dice, kind: str) -> Attributes:
+def _draw_attributes(dice: Dice, kind: str, set_ids: bool) -> Attributes:
     choices: list[Attributes] = [(), (), (), (("trusted.secret", b"\x01\0"),)]
     acl = ("system.posix_acl_access", access_list(user=1000))
     if kind == "file":
-        choices += [(("user.colour", b"green"),), (("security.capability", capability()),), (acl,)]
+        choices += [(("user.colour", b"green"),), (acl,)]
+        choices += [] if set_ids else [(("security.capability", capability()),)]
     elif kind in _DIRECTORIES:
         inherited = ("system.posix_acl_default", access_list(user=1001))
         choices += [(("user.colour", b""),), (inherited,), (inherited, acl)]

@@ -92,7 +92,8 @@ class Machine(RuleBasedStateMachine):
 
     def _mount(self) -> Pair:
         root_mode = self._stack.pick(_ROOT_MODES)
-        self._layers = draw_layers(self._stack)
+        self._world.set_ids = self._stack.happens(70)
+        self._layers = draw_layers(self._stack, set_ids=self._world.set_ids)
         self._pair = self._mounts.enter_context(live_pair(self._layers, self.place))
         self._step(operations.chmod(b".", root_mode))
         return self._pair

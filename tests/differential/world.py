@@ -40,6 +40,8 @@ class World:
     maps: set[tuple[Caller, int]] = field(default_factory=set)
     gone: list[bytes] = field(default_factory=list)
     """Names that were there once."""
+    set_ids: bool = True
+    """Whether modes may have set-id bits; if not, files may have capabilities."""
 
     def update(self, tree: dict[bytes, str]) -> None:
         """Takes note of what exists now."""

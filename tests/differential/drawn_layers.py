@@ -75,8 +75,8 @@ Layers = tuple[Layer, ...]
 def allowed_mode(mode: int, *, set_ids: bool) -> int:
     """The mode of a file in a script with set-id bits, or in one with capabilities; never both.
 
-    When root writes to a file with both, the capability falls and the bits stay; the message by which FUSE asks
-    for it could be a chown(2)'s, at which both fall.
+    When root writes to a file with both, the capability falls and the bits stay; the message in which FUSE
+    asks for it could be a chown(2)'s, at which both fall.
     """
     return mode if set_ids else mode & ~(stat.S_ISUID | stat.S_ISGID)
 

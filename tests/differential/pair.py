@@ -53,7 +53,9 @@ class Pair:
         self.prefix = prefix
         self.history: list[tuple[Operation, Outcome]] = []
         self.kernel = Mount(Kind.KERNEL, _stack(base / "kernel", lowers), *options)
-        self.pyoverlay = Mount(Kind.PYOVERLAY, _stack(base / "pyoverlay", lowers), *options)
+        self._log = base / "log"
+        ours = _stack(base / "pyoverlay", lowers)
+        self.pyoverlay = Mount(Kind.PYOVERLAY, ours, *options, log=self._log)
         self._mounts = (self.kernel, self.pyoverlay)
         self._in_lowers = [_numbers(lower) for lower in lowers]
 
@@ -157,6 +159,9 @@ class Pair:
         for mount in self._mounts:
             mount.unmount()
         self.compare_uppers()
+        said = self._log.read_text() if self._log.exists() else ""
+        if said:
+            raise MismatchError("log", f"the daemon said:\n{said}\nafter:\n{self._told()}")
         left = leftovers(self.pyoverlay.stack.work)
         if left:
             raise MismatchError("work directory", f"pyoverlay left in its work directory: {left}")

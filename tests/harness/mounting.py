@@ -40,10 +40,13 @@ class Kind(enum.Enum):
 
     KERNEL = "kernel"
     PYOVERLAY = "pyoverlay"
+    SLOW_PATH = "pyoverlay-slow-path"
+    """pyoverlay with `fast_path=off`: pyfuse3 answers everything."""
 
 
 # For what the kernel can't do by nature: marks of other tools' layers, one lower without an upper.
-pyoverlay_only = pytest.mark.parametrize("kind", [Kind.PYOVERLAY], ids=[Kind.PYOVERLAY.value])
+_OURS = [Kind.PYOVERLAY, Kind.SLOW_PATH]
+pyoverlay_only = pytest.mark.parametrize("kind", _OURS, ids=[kind.value for kind in _OURS])
 
 
 class MountRefusedError(Exception):
@@ -59,6 +62,7 @@ class Mount:
 
     options: further mount options, one each; `lowerdir=`, `upperdir=`, `workdir=` replace the stack's.
     read_only: mount without upper and work directory. cwd: where relative paths in options start.
+    log: where the daemon writes its log (default: syslog).
     """
 
     def __init__(
@@ -68,12 +72,14 @@ class Mount:
         *options: str,
         read_only: bool = False,
         cwd: Path | None = None,
+        log: Path | None = None,
     ) -> None:
         self.kind = kind
         self.stack = stack
         self.options = options
         self.read_only = read_only
         self.cwd = cwd
+        self.log = log
         self.path = stack.merged
         self.pid: int | None = None
         self._pidfd: int | None = None
@@ -156,7 +162,10 @@ class Mount:
             os.chdir(here)
 
     def _mount_pyoverlay(self) -> None:
-        words = ["mount", "-o", ",".join(self.option_list()), str(self.path)]
+        options = self.option_list()
+        if self.kind is Kind.SLOW_PATH:
+            options.append("fast_path=off")
+        words = ["mount", "-o", ",".join(options), str(self.path)]
         try:
             status, said = LAUNCHER.run(words, self.cwd)
         except TimeoutError as error:

@@ -62,6 +62,11 @@ def _changes_unlinked(operation: Operation, expected: Outcome, actual: Outcome) 
     return changing and expected.error in ("EEXIST", "ENOENT", "ESTALE") and actual.succeeded
 
 
+def _changes_removed_directory(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
+    """A change through the descriptor of a lower's directory whose name is a whiteout by now."""
+    return operation.name.endswith("_of") and (expected.error, actual.error) == ("ENOTDIR", "ENOENT")
+
+
 def _stale_map(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
     """The kernel's map doesn't show what is read from the file, which is the same on both."""
     if operation.name not in ("map_file", "map_read") or not (expected.succeeded and actual.succeeded):
@@ -146,6 +151,13 @@ ALLOWED = (
         reason="that is what POSIX says",
         answers=_changes_unlinked,
         ends_slot=True,
+    ),
+    Difference(
+        where="changing a lower's directory that was removed while it is open",
+        kernel="ENOTDIR",
+        pyoverlay="ENOENT",
+        reason="the kernel comes upon the whiteout; ENOENT is what other file systems say",
+        answers=_changes_removed_directory,
     ),
     Difference(
         where="a map made through a descriptor that is older than the file's copy-up",

@@ -44,7 +44,7 @@ packages_to_build_and_mount=(
     python3-venv python3-dev gcc pkg-config libfuse3-dev fuse3  # to build pyfuse3 and to mount
 )
 packages_of_tests=(
-    attr acl e2fsprogs xfsprogs util-linux procps               # what tests look at layers with, and make layers on
+    attr acl e2fsprogs xfsprogs btrfs-progs util-linux procps   # what tests look at layers with, and make layers on
     debootstrap busybox-static sqlite3 git                      # what tests run in a merged view
 )
 packages_of_benchmark=(

@@ -53,6 +53,8 @@ _MAX_HANDLE_SIZE: Final = 128
 _FICLONE: Final = 0x40049409
 # _IOR(0x15, 0, struct fsuuid2), include/uapi/linux/fs.h; Linux 6.9.
 _FS_IOC_GETFSUUID: Final = (2 << 30) | (17 << 16) | (0x15 << 8)
+# btrfs doesn't know that one. include/uapi/linux/btrfs.h: struct btrfs_ioctl_fs_info_args has fsid at 16.
+_BTRFS_IOC_FS_INFO: Final = 0x8400941F
 
 DT_UNKNOWN: Final = 0
 DT_CHR: Final = 2
@@ -210,8 +212,17 @@ def file_system_uuid(descriptor: int) -> bytes | None:
     try:
         fcntl.ioctl(descriptor, _FS_IOC_GETFSUUID, answer)
     except OSError:
-        return None
+        return _btrfs_uuid(descriptor)
     return bytes(answer[1:17]) if answer[0] == 16 else None
+
+
+def _btrfs_uuid(descriptor: int) -> bytes | None:
+    answer = bytearray(1024)
+    try:
+        fcntl.ioctl(descriptor, _BTRFS_IOC_FS_INFO, answer)
+    except OSError:
+        return None
+    return bytes(answer[16:32])
 
 
 def clone_file(source: int, target: int) -> None:

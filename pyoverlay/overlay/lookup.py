@@ -16,7 +16,7 @@ from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer, LayerObject
 from pyoverlay.layers.stack import Stack
 from pyoverlay.layers.syscalls import error
-from pyoverlay.overlay.node import Attributes, Directory, InodeNumbers, Node, NodeTable
+from pyoverlay.overlay.node import Attributes, Directory, InodeNumbers, Node, NodeTable, link_key
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _LOOKUPS_BEFORE_LOADING: Final = 8
@@ -300,12 +300,12 @@ class Lookup:
             node = Node(file_type, self.numbers.number(top.layer, status.st_ino), None, top)
         else:
             # Also with one name left: a descriptor may be open that came by another.
-            known = self.nodes.hard_link(status.st_ino)
+            known = self.nodes.hard_link(link_key(status))
             if known is not None:
                 return known
             node = Node(file_type, self._upper_inode(parent, name, upper, status), upper, None)
             if status.st_nlink > 1:
-                self.nodes.register_hard_link(status.st_ino, node)
+                self.nodes.register_hard_link(link_key(status), node)
         node.attributes = self.make_attributes(node, status)
         return node
 

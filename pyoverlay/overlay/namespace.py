@@ -19,7 +19,7 @@ from pyoverlay.overlay.copy_up import CopyUps
 from pyoverlay.overlay.files import KEPT_FLAGS, OpenFile
 from pyoverlay.overlay.listing import Listing
 from pyoverlay.overlay.lookup import Lookup
-from pyoverlay.overlay.node import Directory, Node
+from pyoverlay.overlay.node import Directory, Node, link_key
 
 Make = Callable[[LayerObject, bytes], None]
 
@@ -131,7 +131,7 @@ class Namespace:
         """After a file got a name: take its attributes, and note where its inode number comes from."""
         status = node.real.status()
         if not node.is_directory and status.st_nlink > 1:
-            self._nodes.register_hard_link(status.st_ino, node)
+            self._nodes.register_hard_link(link_key(status), node)
         own = self._lookup.numbers.number(node.real.layer, status.st_ino)
         if node.inode != own and parent.upper is not None:
             self._copy_ups.mark_impure(parent.upper)

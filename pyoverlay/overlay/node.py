@@ -6,6 +6,7 @@ the inode number that programs see is another number (`InodeNumbers`).  This fil
 
 from __future__ import annotations
 
+import os
 import stat
 from typing import Final, NamedTuple
 
@@ -74,7 +75,7 @@ class Node:
         self.lower = lower
         self.attributes: Attributes | None = None
         self.link_key = 0
-        """The upper's inode number, when it has or had several names."""
+        """Names the upper's inode, when that has or had several names: `link_key`."""
         self.unlinked = False
         self.lost_names = 0
         """How many names of a lower file were whited out through this node."""
@@ -177,6 +178,11 @@ class InodeNumbers:
         """Return the merged tree's number for an inode of ``layer``."""
         index = self._indexes[layer.device]
         return inode ^ (index << _FILE_SYSTEM_SHIFT) if index else inode
+
+
+def link_key(status: os.stat_result) -> int:
+    """Return what names an inode of the upper: a subvolume within it has inode numbers of its own."""
+    return status.st_dev << 64 | status.st_ino
 
 
 def names_of(node: Node) -> list[tuple[Directory, bytes]]:
@@ -318,18 +324,18 @@ class NodeTable:
 
     # Hard links in the upper
 
-    def hard_link(self, inode: int) -> Node | None:
+    def hard_link(self, key: int) -> Node | None:
         """Return the node of an upper inode that has, or had, several names, when the kernel knows it.
 
         A node that the kernel doesn't know may have lost track of its directories: it is looked up anew.
         """
-        return self._hard_links.get(inode)
+        return self._hard_links.get(key)
 
-    def register_hard_link(self, inode: int, node: Node) -> None:
+    def register_hard_link(self, key: int, node: Node) -> None:
         """Remember the node of an upper inode that has, or had, several names."""
-        node.link_key = inode
+        node.link_key = key
         if node.referenced:
-            self._hard_links[inode] = node
+            self._hard_links[key] = node
 
 
 def _reference(node: Node) -> None:

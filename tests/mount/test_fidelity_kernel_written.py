@@ -281,12 +281,12 @@ def test_paths_of_redirects_change_on_the_way_down(stack: Stack, mount_overlay: 
     top, middle, bottom = stack.lowers
     for directory in ("first/inner", "second/inner", "third/inner"):
         make_file(bottom / directory / "below", directory)
-    for name, target in (("renamed", b"first"), ("rooted", b"/second"), ("opaque", None)):
-        directory = make_directory(middle / name)
+    for way, target in (("renamed", b"first"), ("rooted", b"/second"), ("opaque", None)):
+        made = make_directory(middle / way)
         if target is None:
-            os.setxattr(directory, "trusted.overlay.opaque", b"y")
+            os.setxattr(made, "trusted.overlay.opaque", b"y")
         else:
-            os.setxattr(directory, REDIRECT, target)
+            os.setxattr(made, REDIRECT, target)
     make_file(middle / "opaque" / "inner" / "own", "of the opaque directory")
     make_directory(middle / "opaque" / "away")
     os.setxattr(middle / "opaque" / "away", REDIRECT, b"/third/inner")

@@ -13,7 +13,7 @@ import pytest
 from tests.differential import layers, machine
 from tests.differential.machine import Record
 from tests.differential.pair import Pair
-from tests.harness import snapshot
+from tests.harness import Kind, snapshot
 
 PairFactory = Callable[..., Pair]
 
@@ -21,15 +21,15 @@ _RECORDS: list[Record] = []
 
 
 @pytest.fixture
-def draw(request: pytest.FixtureRequest) -> Callable[[int, Path], Record]:
-    """Runs the machine below a directory: as many steps as asked for by --steps, else as told.
+def draw(request: pytest.FixtureRequest) -> Callable[[int, Path, Kind], Record]:
+    """Runs the machine: as many steps as asked for by --steps, else as told; where, with which pyoverlay.
 
     What came of them is printed in the end.
     """
 
-    def run(steps: int, place: Path) -> Record:
+    def run(steps: int, place: Path, ours: Kind) -> Record:
         wanted = request.config.getoption("--steps") or steps
-        record = machine.run(wanted, request.config.getoption("--seed"), place)
+        record = machine.run(wanted, request.config.getoption("--seed"), place, ours)
         _RECORDS.append(record)
         return record
 

@@ -30,6 +30,7 @@ from tests.differential.operation import Operation
 from tests.differential.pair import FORGET, REMOUNT, MismatchError, Pair
 from tests.differential.script import Script, live_pair
 from tests.differential.world import World, scan
+from tests.harness import Kind
 
 STEPS_OF_A_RUN = 100
 _RUNS_OF_A_PART = 40
@@ -43,7 +44,8 @@ _ROOT_MODES = (0o777, 0o755, 0o1777)
 class Record:
     """What came of all runs: counts by operation and errno (None: it succeeded), the first failure."""
 
-    def __init__(self) -> None:
+    def __init__(self, ours: Kind) -> None:
+        self.ours = ours
         self.counts: Counter[tuple[str, str | None]] = Counter()
         self.script: Script | None = None
         self.failure: MismatchError | None = None
@@ -58,7 +60,7 @@ class Record:
         return sum(count for (_, error), count in self.counts.items() if error is None) / max(1, self.steps)
 
     def __str__(self) -> str:
-        lines = []
+        lines = [f"{self.ours.value}:"]
         for name in sorted({name for name, _ in self.counts}):
             errors = {error: count for (of, error), count in self.counts.items() if of == name and error}
             told = ", ".join(f"{error} {count}" for error, count in sorted(errors.items()))
@@ -72,8 +74,9 @@ class Record:
 class Machine(RuleBasedStateMachine):
     """One run: a fresh stack, and as many steps as hypothesis wants."""
 
-    record = Record()
+    record = Record(Kind.PYOVERLAY)
     place: Path | None = None
+    ours = Kind.PYOVERLAY
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class Machine(RuleBasedStateMachine):
         root_mode = self._stack.pick(_ROOT_MODES)
         self._world.set_ids = self._stack.happens(70)
         self._layers = draw_layers(self._stack, set_ids=self._world.set_ids)
-        self._pair = self._mounts.enter_context(live_pair(self._layers, self.place))
+        self._pair = self._mounts.enter_context(live_pair(self._layers, self.place, self.ours))
         self._step(operations.chmod(b".", root_mode))
         return self._pair
 
@@ -189,16 +192,28 @@ class Machine(RuleBasedStateMachine):
         except MismatchError as error:
             self._failed = True
             self.record.failure = error
-            self.record.script = Script(self._layers, tuple(self._done))
+            self.record.script = Script(self._layers, tuple(self._done), self.ours)
             raise
 
 
-def run(steps: int, seed: int, place: Path) -> Record:
+def run(steps: int, seed: int, place: Path, ours: Kind) -> Record:
     """Runs about `steps` steps, all fixed by `seed`, below the directory `place`, to the first mismatch."""
-    Machine.place = place
-    record = Machine.record = Record()
-    chosen = settings(
-        max_examples=_RUNS_OF_A_PART,
+    Machine.place, Machine.ours = place, ours
+    record = Machine.record = Record(ours)
+    for part in itertools.count():
+        if record.steps >= steps or record.failure is not None:
+            return record
+        # hypothesis counts runs that it breaks off, too: so it is asked until there are enough steps.
+        runs = min(_RUNS_OF_A_PART, -(-(steps - record.steps) // STEPS_OF_A_RUN))
+        part_of_it = hypothesis.seed(f"{seed}.{part}")(Machine)
+        with contextlib.suppress(MismatchError, Flaky):
+            run_state_machine_as_test(part_of_it, settings=_settings(runs))
+    raise AssertionError("there is always one more part")
+
+
+def _settings(runs: int) -> settings:
+    return settings(
+        max_examples=runs,
         stateful_step_count=STEPS_OF_A_RUN,
         deadline=None,
         database=None,
@@ -207,11 +222,3 @@ def run(steps: int, seed: int, place: Path) -> Record:
         print_blob=False,
         report_multiple_bugs=False,
     )
-    for part in itertools.count():
-        if record.steps >= steps or record.failure is not None:
-            return record
-        # hypothesis counts runs that it breaks off, too: so it is asked until there are enough steps.
-        part_of_it = hypothesis.seed(f"{seed}.{part}")(Machine)
-        with contextlib.suppress(MismatchError, Flaky):
-            run_state_machine_as_test(part_of_it, settings=chosen)
-    raise AssertionError("there is always one more part")

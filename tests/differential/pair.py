@@ -45,17 +45,22 @@ class Pair:
         lowers: the shared lower layers, topmost first; never written.
         options: further mount options for both.
         prefix: the prefix of overlay's own attributes under these options.
+        ours: which pyoverlay, by its transport.
     """
 
     def __init__(
-        self, base: Path, lowers: list[Path], *options: str, prefix: str = "trusted.overlay."
+        self,
+        base: Path,
+        lowers: list[Path],
+        *options: str,
+        prefix: str = "trusted.overlay.",
+        ours: Kind = Kind.PYOVERLAY,
     ) -> None:
         self.prefix = prefix
         self.history: list[tuple[Operation, Outcome]] = []
         self.kernel = Mount(Kind.KERNEL, _stack(base / "kernel", lowers), *options)
         self._log = base / "log"
-        ours = _stack(base / "pyoverlay", lowers)
-        self.pyoverlay = Mount(Kind.PYOVERLAY, ours, *options, log=self._log)
+        self.pyoverlay = Mount(ours, _stack(base / "pyoverlay", lowers), *options, log=self._log)
         self._mounts = (self.kernel, self.pyoverlay)
         self._in_lowers = [_numbers(lower) for lower in lowers]
 
@@ -170,7 +175,7 @@ class Pair:
         """After `finish`: mounts each upper with both programs, which must show the same tree."""
         for writer in self._mounts:
             pictures = []
-            for kind in Kind:
+            for kind in (self.kernel.kind, self.pyoverlay.kind):
                 with Mount(kind, writer.stack, *writer.options) as mount:
                     pictures.append(snapshot(mount.path, exact=True))
             what = f"upper written by {writer.kind.value}"

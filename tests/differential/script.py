@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,21 +20,22 @@ from tests.differential import operations
 from tests.differential.drawn_layers import Item, Layers, build, sensible
 from tests.differential.operation import DEFAULT_UMASK, ROOT, Operation
 from tests.differential.pair import COMPARE, FORGET, REMOUNT, MismatchError, Pair
-from tests.harness import snapshot
+from tests.harness import Kind, snapshot
 
 Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
 class Script:
-    """What is done (`operations`) over which lower layers, topmost first."""
+    """What is done (`operations`) over which lower layers, topmost first, and with which pyoverlay."""
 
     layers: Layers
     operations: tuple[Operation, ...]
+    ours: Kind = Kind.PYOVERLAY
 
     def run(self, place: Path | None = None) -> None:
         """Runs it to its end on both, below a directory on some file system; raises MismatchError."""
-        with live_pair(self.layers, place) as pair:
+        with live_pair(self.layers, place, self.ours) as pair:
             pair.perform_all(self.operations)
             pair.finish()
             pair.cross()
@@ -52,7 +53,7 @@ class Script:
             "    (\n" + "".join(f"        {item!r},\n" for item in layer) + "    )," for layer in self.layers
         )
         done = "\n".join(f"    {_source(operation)}," for operation in self.operations)
-        return _TEMPLATE.format(layers=layers, operations=done)
+        return _TEMPLATE.format(layers=layers, operations=done, ours=self.ours.name)
 
 
 _TEMPLATE = """\
@@ -61,6 +62,7 @@ from tests.differential import descriptors, operations
 from tests.differential.drawn_layers import Item
 from tests.differential.pair import COMPARE, FORGET, REMOUNT
 from tests.differential.script import Script
+from tests.harness import Kind
 
 LAYERS = (
 {layers}
@@ -70,7 +72,7 @@ OPERATIONS = (
 )
 
 if __name__ == "__main__":
-    Script(LAYERS, OPERATIONS).run()
+    Script(LAYERS, OPERATIONS, Kind.{ours}).run()
 """
 
 
@@ -96,7 +98,7 @@ def _value(value: object) -> str:
 
 
 @contextmanager
-def live_pair(layers: Layers, place: Path | None = None) -> Iterator[Pair]:
+def live_pair(layers: Layers, place: Path | None = None, ours: Kind = Kind.PYOVERLAY) -> Iterator[Pair]:
     """Both mounted over the layers, which must be byte for byte the same afterwards.
 
     Everything is made below the directory `place`, or where temporary files are.
@@ -112,7 +114,7 @@ def live_pair(layers: Layers, place: Path | None = None) -> Iterator[Pair]:
             # relatime: the first readlink of a symlink moves its atime, the following ones don't
             snapshot(lower)
         before = [snapshot(lower, exact=True) for lower in lowers]
-        with Pair(base, lowers) as pair:
+        with Pair(base, lowers, ours=ours) as pair:
             yield pair
         if [snapshot(lower, exact=True) for lower in lowers] != before:
             raise MismatchError("lower", "a lower layer was changed")
@@ -136,24 +138,24 @@ def minimise(script: Script, failure: MismatchError, place: Path | None = None) 
 
 def _fewer_operations(script: Script, fails: Callable[[Script], bool]) -> Script:
     """The script without operations that it doesn't need."""
-    layers = script.layers
-    return Script(layers, _shortened(script.operations, lambda part: fails(Script(layers, part))))
+    return replace(
+        script, operations=_shortened(script.operations, lambda part: fails(replace(script, operations=part)))
+    )
 
 
 def _fewer_items(script: Script, fails: Callable[[Script], bool]) -> Script:
     """The script with what it needs of its layers."""
-    done = script.operations
     items = tuple((number, item) for number, layer in enumerate(script.layers) for item in layer)
     height = len(script.layers)
 
     def layers(part: Sequence[tuple[int, Item]]) -> Layers:
         return sensible(tuple(tuple(item for at, item in part if at == number) for number in range(height)))
 
-    kept = _shortened(items, lambda part: fails(Script(layers(part), done)))
+    kept = _shortened(items, lambda part: fails(replace(script, layers=layers(part))))
     shorter = tuple(layer for layer in layers(kept) if layer) or ((),)
-    if fails(Script(shorter, done)):
-        return Script(shorter, done)
-    return Script(layers(kept), done)
+    if fails(replace(script, layers=shorter)):
+        return replace(script, layers=shorter)
+    return replace(script, layers=layers(kept))
 
 
 def _shortened(parts: tuple[Part, ...], fails: Callable[[tuple[Part, ...]], bool]) -> tuple[Part, ...]:

@@ -13,9 +13,10 @@ import pytest
 
 from tests.differential.machine import Record
 from tests.differential.script import minimise
+from tests.harness import Kind
 from tests.harness.disk import file_system
 
-STEPS = 8_000
+STEPS = 3_000
 
 
 @pytest.fixture
@@ -26,9 +27,10 @@ def disk() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(0)
-def test_drawn_operations(draw: Callable[[int, Path], Record], disk: Path) -> None:
+@pytest.mark.parametrize("ours", [Kind.PYOVERLAY, Kind.SLOW_PATH], ids=lambda kind: kind.value)
+def test_drawn_operations(draw: Callable[[int, Path, Kind], Record], disk: Path, ours: Kind) -> None:
     """Whatever is done, nobody can tell the two apart; half of it succeeds."""
-    record = draw(STEPS, disk)
+    record = draw(STEPS, disk, ours)
     if record.failure is not None and record.script is not None:
         shortest = minimise(record.script, record.failure, disk)
         path = Path(tempfile.mkdtemp(prefix="overlay-failed-")) / "script.py"

@@ -166,6 +166,8 @@ class Mount:
         if self.kind is Kind.SLOW_PATH:
             options.append("fast_path=off")
         words = ["mount", "-o", ",".join(options), str(self.path)]
+        if self.log is not None:
+            words += ["--log", str(self.log)]
         try:
             status, said = LAUNCHER.run(words, self.cwd)
         except TimeoutError as error:

@@ -1,7 +1,7 @@
 """In what may pyoverlay differ from the kernel's overlayfs? One table, each line with its reason.
 
 Whatever compares the two, answers or trees, asks here; nothing else is let pass. The lines are told to people
-in docs/differences.md.
+in docs/fidelity.md.
 """
 
 from __future__ import annotations

@@ -44,8 +44,12 @@ class Birth:
 
     @property
     def plain(self) -> bool:
-        """Whether the daemon's own creation gives the right owner and ACL."""
-        return self.user == os.geteuid() and self.group == os.getegid() and not self.under_default_acl
+        """Whether the daemon's own creation gives the right owner, mode and ACL.
+
+        mkdir(2) takes no setgid: the bit comes from the directory, which is another one in the work directory.
+        """
+        inherits = self.under_default_acl or (stat.S_ISDIR(self.mode) and self.mode & stat.S_ISGID)
+        return self.user == os.geteuid() and self.group == os.getegid() and not inherits
 
     @property
     def first_mode(self) -> int:

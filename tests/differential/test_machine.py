@@ -36,4 +36,5 @@ def test_drawn_operations(draw: Callable[[int, Path, Kind], Record], disk: Path,
         path = Path(tempfile.mkdtemp(prefix="overlay-failed-")) / "script.py"
         path.write_text(str(shortest))
         pytest.fail(f"{shortest.failure(disk) or record.failure}\n\n# {path}\n{shortest}", pytrace=False)
-    assert 0.4 < record.succeeded < 0.65, f"{record.succeeded:.0%} of the steps succeed"
+    few = record.steps < STEPS
+    assert few or 0.4 < record.succeeded < 0.65, f"{record.succeeded:.0%} of the steps succeed"

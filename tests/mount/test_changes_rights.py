@@ -70,6 +70,16 @@ def test_symlink_belongs_to_the_caller(stack: Stack, mount_overlay: MountFactory
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (USER, GROUP, 0o777)
 
 
+def test_directory_of_root_in_a_setgid_directory_is_setgid(
+    stack: Stack, mount_overlay: MountFactory, place: str
+) -> None:
+    (stack.lower / "open").chmod(0o2777)
+    made = mount_overlay().path / place
+    made.parent.chmod(0o2777)
+    made.mkdir(0o755)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o2755
+
+
 @pytest.mark.parametrize("maker", MAKERS)
 def test_setgid_directory_hands_on_its_group(
     stack: Stack, mount_overlay: MountFactory, place: str, maker: str

@@ -46,7 +46,7 @@ class Birth:
     def plain(self) -> bool:
         """Whether the daemon's own creation gives the right owner, mode and ACL.
 
-        mkdir(2) takes no setgid: the bit comes from the directory, which is another one in the work directory.
+        mkdir(2) takes no setgid: the bit comes from the directory, and the work directory has none.
         """
         inherits = self.under_default_acl or (stat.S_ISDIR(self.mode) and self.mode & stat.S_ISGID)
         return self.user == os.geteuid() and self.group == os.getegid() and not inherits

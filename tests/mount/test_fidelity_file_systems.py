@@ -70,6 +70,8 @@ def mixed(request: pytest.FixtureRequest, places: dict[str, Path], base: Path) -
         os.setxattr(own / "big", "system.posix_acl_access", posix_acl(6, 4, 0, {1000: 7}))
         make_file(lower / "d" / "of all", f"of {LOWERS[number]}")
         make_file(lower / "d" / "common" / LOWERS[number], "x")
+    for number in range(400):  # tmpfs counts from 1: its numbers meet those of XFS and btrfs
+        make_file(lowers[LOWERS.index("tmpfs")] / "d" / "many" / str(number))
     return stack
 
 

@@ -389,14 +389,18 @@ class LayerObject:
             return
         assert source.parent is not None
         self.layer.operations += 1
+        origin = source.parent
+        if origin is self or origin.held:
+            # Its descriptor stays while ours is opened.
+            target = self.descriptor()
+            os.link(
+                source.name, name, src_dir_fd=origin.descriptor(), dst_dir_fd=target, follow_symlinks=False
+            )
+            return
         target = os.dup(self.descriptor())
         try:
             os.link(
-                source.name,
-                name,
-                src_dir_fd=source.parent.descriptor(),
-                dst_dir_fd=target,
-                follow_symlinks=False,
+                source.name, name, src_dir_fd=origin.descriptor(), dst_dir_fd=target, follow_symlinks=False
             )
         finally:
             os.close(target)

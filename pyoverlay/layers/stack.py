@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import os
 import resource
+import stat
 from collections.abc import Iterator
 from typing import Final
 
@@ -28,6 +29,11 @@ class LayerError(OverlayError):
     """A layer directory can't be used as the options ask."""
 
 
+_NEVER_LINKED: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV})
+_NOT_LINKED: Final = _NEVER_LINKED | {errno.EMLINK, errno.ENOENT}
+"""Why a whiteout can't be one more name of the last one, though it can be made."""
+
+
 class WorkDirectory:
     """The directory ``workdir/work``: where objects are prepared before one rename or link shows them.
 
@@ -36,9 +42,12 @@ class WorkDirectory:
     """
 
     def __init__(self, root: LayerObject) -> None:
-        """Use the directory ``root``."""
+        """Use the directory ``root``, and hold it open until `close`."""
         self.root = root
+        root.hold_open()
         self._numbers = itertools.count()
+        self._whiteout: LayerObject | None = None
+        self._shares_whiteouts = True
 
     def new_name(self) -> bytes:
         """Return a name that nothing in the work directory has."""
@@ -55,8 +64,44 @@ class WorkDirectory:
                 self.root.remove_tree(name)
             raise
 
+    def make_whiteout(self, directory: LayerObject, name: bytes) -> None:
+        """Make a whiteout of the upper, or here.  Raises OSError EEXIST.
+
+        All are names of one inode, as the kernel's are: another name costs a fraction of another inode
+        (fs/overlayfs/dir.c: ovl_whiteout).
+        """
+        if self._shares_whiteouts:
+            try:
+                directory.link(self._shared_whiteout(), name)
+                return
+            except OSError as failure:
+                if failure.errno not in _NOT_LINKED:
+                    raise
+                self._shares_whiteouts = failure.errno not in _NEVER_LINKED
+                self._drop_shared_whiteout()
+        directory.make_special(name, stat.S_IFCHR, 0)
+
+    def _shared_whiteout(self) -> LayerObject:
+        if self._whiteout is None:
+            name = self.new_name()
+            self.root.make_special(name, stat.S_IFCHR, 0)
+            self._whiteout = self.root.child(name)
+        return self._whiteout
+
+    def _drop_shared_whiteout(self) -> None:
+        """Use another one next time: this one has all the names that an inode may have, or is gone."""
+        if self._whiteout is not None:
+            with contextlib.suppress(OSError):
+                self.root.remove_file(self._whiteout.name)
+            self._whiteout = None
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self.root.close()
+
     def clean(self) -> None:
         """Remove whatever a former mount left, but the marks of incompatible features."""
+        self._whiteout = None
         for name, _kind in self.root.list_entries():
             if name != b"incompat":
                 self.root.remove_tree(name)
@@ -195,6 +240,8 @@ class Stack:
     def close(self) -> None:
         """Close all layers and give up the locks."""
         self.cache.close()
+        if self.work is not None:
+            self.work.close()
         for _option, layer in self._roots():
             layer.close()
         for descriptor in self._locks:

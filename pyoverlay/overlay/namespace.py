@@ -202,7 +202,7 @@ class Namespace:
         shows = self._lookup.lower_shows(parent, name)
         self._hold_last_name(node)
         if node.upper is None:
-            self._make_whiteout(upper, name)
+            self._copy_ups.work.make_whiteout(upper, name)
         elif shows:
             self._replace_by_whiteout(upper, name)
         else:
@@ -220,7 +220,7 @@ class Namespace:
         shows = self._lookup.lower_shows(parent, name)
         self._hold_last_name(node)
         if node.upper is None:
-            self._make_whiteout(upper, name)
+            self._copy_ups.work.make_whiteout(upper, name)
         elif shows:
             self._replace_by_whiteout(upper, name, RENAME_EXCHANGE)
         else:
@@ -231,7 +231,7 @@ class Namespace:
         """Put a whiteout in the place of an object; a directory must be exchanged for it."""
         work = self._copy_ups.work
         with work.temporary() as temporary:
-            self._make_whiteout(work.root, temporary)
+            work.make_whiteout(work.root, temporary)
             work.root.rename(temporary, upper, name, flags)
             if flags & RENAME_EXCHANGE:
                 work.root.remove_tree(temporary)
@@ -379,10 +379,6 @@ class Namespace:
 
     def _set_opaque(self, directory: LayerObject) -> None:
         directory.set_attribute(self._lookup.stack.dialect.attribute("opaque"), b"y")
-
-    @staticmethod
-    def _make_whiteout(directory: LayerObject, name: bytes) -> None:
-        directory.make_special(name, stat.S_IFCHR, 0)
 
     @staticmethod
     def _is_whiteout(directory: LayerObject, name: bytes) -> bool:

@@ -22,6 +22,7 @@ from tests.harness.content import (
     NET_RAW,
     attribute,
     is_whiteout,
+    left_in_work,
     make_directory,
     make_file,
 )
@@ -35,7 +36,8 @@ OpenOverlay = Callable[..., Vfs]
 
 
 def leftovers(stack: LayerDirectories) -> list[str]:
-    return os.listdir(stack.work / "work")
+    """What lies in the work directory, but for the inode that all whiteouts share."""
+    return left_in_work(stack.work)
 
 
 def begin(vfs: Vfs, path: bytes) -> CopyUp:

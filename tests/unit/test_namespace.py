@@ -26,6 +26,7 @@ from tests.harness.content import (
     attribute,
     is_opaque,
     is_whiteout,
+    left_in_work,
     make_directory,
     make_file,
     make_opaque,
@@ -38,7 +39,8 @@ SOMEBODY = Caller(1000, 1001, 0o027)
 
 
 def leftovers(stack: LayerDirectories) -> list[str]:
-    return os.listdir(stack.work / "work")
+    """What lies in the work directory, but for the inode that all whiteouts share."""
+    return left_in_work(stack.work)
 
 
 # Creating

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -15,7 +16,7 @@ from pyoverlay.layers.stack import LayerError, Stack
 from pyoverlay.options import MountOptions
 from tests.harness import Stack as LayerDirectories
 from tests.harness import snapshot
-from tests.harness.content import make_file, make_whiteout
+from tests.harness.content import is_whiteout, make_file, make_whiteout
 from tests.unit.vfs import mount_options, open_descriptors
 
 OpenStack = Callable[[MountOptions], Stack]
@@ -339,3 +340,63 @@ def test_closing_gives_every_descriptor_back(stack: LayerDirectories) -> None:
     assert opened.operations() > 0
     opened.close()
     assert open_descriptors() == before
+
+
+# Whiteouts
+
+
+def test_whiteouts_share_an_inode(stack: LayerDirectories, open_stack: OpenStack) -> None:
+    """As the kernel's do; the one in the work directory goes in the end."""
+    opened = open_stack(mount_options(stack))
+    opened.prepare_work_directory()
+    assert opened.upper is not None
+    assert opened.work is not None
+    for name in (b"a", b"b"):
+        opened.work.make_whiteout(opened.upper.root, name)
+    assert is_whiteout(stack.upper / "a")
+    assert (stack.upper / "a").stat().st_ino == (stack.upper / "b").stat().st_ino
+    assert (stack.upper / "a").stat().st_nlink == 3
+    opened.clean_work_directory()
+    assert os.listdir(stack.work / "work") == []
+    opened.work.make_whiteout(opened.upper.root, b"c")
+    assert is_whiteout(stack.upper / "c")
+
+
+def test_a_whiteout_replaces_nothing(stack: LayerDirectories, open_stack: OpenStack) -> None:
+    make_file(stack.upper / "file", "kept")
+    opened = open_stack(mount_options(stack))
+    opened.prepare_work_directory()
+    assert opened.upper is not None
+    assert opened.work is not None
+    with pytest.raises(FileExistsError):
+        opened.work.make_whiteout(opened.upper.root, b"file")
+    assert (stack.upper / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("number", "links"),
+    [(errno.EMLINK, 3), (errno.ENOENT, 3), (errno.EPERM, 1), (errno.EOPNOTSUPP, 1)],
+)
+def test_a_whiteout_that_takes_no_more_names(
+    stack: LayerDirectories, open_stack: OpenStack, monkeypatch: pytest.MonkeyPatch, number: int, links: int
+) -> None:
+    """Full, or gone: another is shared from then on. No links at all: each whiteout is by itself."""
+    opened = open_stack(mount_options(stack))
+    opened.prepare_work_directory()
+    assert opened.upper is not None
+    assert opened.work is not None
+    work, root = opened.work, opened.upper.root
+    work.make_whiteout(root, b"before")
+    with monkeypatch.context() as patched:
+
+        def refuse(*_arguments: object, **_others: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        patched.setattr(os, "link", refuse)
+        work.make_whiteout(root, b"alone")
+    for name in (b"c", b"d"):
+        work.make_whiteout(root, name)
+    assert all(is_whiteout(stack.upper / name) for name in ("before", "alone", "c", "d"))
+    assert (stack.upper / "alone").stat().st_nlink == 1
+    assert (stack.upper / "before").stat().st_nlink == 1
+    assert (stack.upper / "c").stat().st_nlink == links

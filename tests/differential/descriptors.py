@@ -15,6 +15,7 @@ import stat
 from tests.differential.operation import Held, Map, Value
 from tests.differential.operation import action as _action
 from tests.differential.operations import shown
+from tests.harness.libc import link_target
 
 # Opening a fifo must not wait for a peer, and a device must not become a terminal.
 _NEVER_WAIT = os.O_NONBLOCK | os.O_NOCTTY
@@ -213,7 +214,7 @@ def xattrs_of(held: Held, slot: int) -> Value:
 @_action
 def link_of(held: Held, slot: int, path: bytes) -> Value:
     """linkat(2) of a descriptor, through /proc."""
-    os.link(_proc(held, slot), path, follow_symlinks=True)
+    link_target(_proc(held, slot), path)
     return os.lstat(path).st_nlink
 
 

@@ -117,6 +117,19 @@ class Draw:
     def content(self) -> bytes:
         return bytes([65 + self.dice.below(26)]) * self.pick(SIZES)
 
+    def rich(self) -> bytes:
+        """A name that has extended attributes, if there is one among a few."""
+        for _ in range(6):
+            path = self.existing()
+            if self.world.attributes(path):
+                return path
+        return self.existing()
+
+    def attribute_of(self, path: bytes) -> bytes:
+        """The name of an extended attribute that `path` has, more often than not."""
+        has = self.world.attributes(path)
+        return self.pick(has) if has and self.happens(80) else self.pick(ATTRIBUTES)
+
     def time(self) -> int:
         """Nanoseconds since the epoch, in 2001, odd to the last digit."""
         return (OLD_SECONDS + self.dice.below(60_000)) * 10**9 + 100_000_000 + self.dice.below(60_000)
@@ -163,7 +176,7 @@ def draw_operation(family: str, dice: Dice, world: World) -> Operation:
     return replace(operation, caller=dice.weighted(CALLERS))
 
 
-OF_HOLDERS = frozenset({"held", "held attributes", "held names", "maps"})
+OF_HOLDERS = frozenset({"held", "held attributes", "held names", "maps", "mapping"})
 """Families whose operations are performed by who holds what they are about."""
 
 
@@ -312,12 +325,14 @@ def _setxattr_of_any(draw: Draw) -> Operation:
 
 @in_family("extended attributes", 2)
 def _removexattr(draw: Draw) -> Operation:
-    return operations.removexattr(draw.existing(), draw.pick(ATTRIBUTES))
+    path = draw.rich()
+    return operations.removexattr(path, draw.attribute_of(path))
 
 
 @in_family("extended attributes")
 def _getxattr(draw: Draw) -> Operation:
-    return operations.getxattr(draw.existing(), draw.pick(ATTRIBUTES))
+    path = draw.rich()
+    return operations.getxattr(path, draw.attribute_of(path))
 
 
 @in_family("extended attributes")

@@ -63,6 +63,7 @@ def _hold_new(draw: Draw) -> Operation:
     return held.hold(draw.dice.below(_SLOTS), path, flags, draw.mode())
 
 
+@in_family("opening directories")
 @in_family("opening", 3)
 def _hold_directory(draw: Draw) -> Operation:
     return held.hold(draw.dice.below(_SLOTS), draw.existing("directory"), draw.pick(_DIRECTORY_FLAGS))
@@ -191,7 +192,8 @@ def _setxattr_of(draw: Draw) -> Operation:
 @in_family("held attributes")
 def _removexattr_of(draw: Draw) -> Operation:
     caller, slot = _slot(draw)
-    return replace(held.removexattr_of(slot, draw.pick(ATTRIBUTES)), caller=caller)
+    name = draw.attribute_of(draw.rich()) if draw.happens(70) else draw.pick(ATTRIBUTES)
+    return replace(held.removexattr_of(slot, name), caller=caller)
 
 
 @in_family("held attributes")
@@ -252,7 +254,8 @@ def _link_of(draw: Draw) -> Operation:
 # --- maps --------------------------------------------------------------------------------------------------
 
 
-@in_family("maps", 3)
+@in_family("mapping")
+@in_family("maps", 2)
 def _map_file(draw: Draw) -> Operation:
     caller, slot = _slot(draw, "file")
     private = draw.happens(30)

@@ -97,9 +97,10 @@ class Machine(RuleBasedStateMachine):
         root_mode = self._stack.pick(_ROOT_MODES)
         self._world.set_ids = self._stack.happens(70)
         self._layers = draw_layers(self._stack, set_ids=self._world.set_ids)
-        self._pair = self._mounts.enter_context(live_pair(self._layers, self.place, self.ours))
+        pair = self._mounts.enter_context(live_pair(self._layers, self.place, self.ours))
+        self._pair, self._world.root = pair, os.fsencode(pair.kernel.path)
         self._step(operations.chmod(b".", root_mode))
-        return self._pair
+        return pair
 
     @rule(data=_STEP)
     def making(self, data: bytes) -> None:
@@ -143,11 +144,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=_STEP)
     def held_names(self, data: bytes) -> None:
-        self._draw("held names" if self._world.slots else "opening", data)
+        holds_directory = "directory" in self._world.slots.values()
+        self._draw("held names" if holds_directory else "opening directories", data)
 
     @rule(data=_STEP)
     def maps(self, data: bytes) -> None:
-        self._draw("maps" if self._world.slots else "opening", data)
+        self._draw("maps" if self._world.maps else "mapping" if self._world.slots else "opening", data)
 
     @rule(data=st.binary(min_size=1, max_size=1))
     def mounts(self, data: bytes) -> None:

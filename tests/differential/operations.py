@@ -6,6 +6,7 @@ Knows nothing of overlays. Symlinks are followed exactly where the call follows 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from tests.differential.layers import RECENT_SECONDS
 from tests.differential.operation import Value
 from tests.differential.operation import path_action as _action
+from tests.harness import libc
 from tests.harness.libc import getdents, renameat2, utimensat
 
 # Opening a fifo must not wait for a peer, and a device must not become a terminal.
@@ -82,7 +84,7 @@ def link(source: bytes, path: bytes) -> Value:
 @_action
 def link_target(source: bytes, path: bytes) -> Value:
     """linkat(2) with AT_SYMLINK_FOLLOW."""
-    os.link(source, path, follow_symlinks=True)
+    libc.link_target(source, path)
     return os.lstat(path).st_nlink
 
 
@@ -317,5 +319,7 @@ def enter(path: bytes) -> Value:
 
 @_action
 def access(path: bytes, mode: int) -> Value:
-    """access(2) with the effective ids."""
-    return os.access(path, mode, effective_ids=True)
+    """access(2) with the effective ids; whatever is wrong counts as EACCES."""
+    if not os.access(path, mode, effective_ids=True):
+        raise PermissionError(errno.EACCES, "no access")
+    return None

@@ -36,7 +36,7 @@ def _comparable(entry: Entry, prefix: str) -> Entry:
     xattrs = tuple((name, value) for name, value in entry.xattrs if name not in left_out)
     entry = dataclasses.replace(entry, xattrs=xattrs)
     if is_whiteout(entry):
-        blank: dict[str, Any] = dict.fromkeys(WHITEOUT_FIELDS)
+        blank: dict[str, Any] = {field: () if field == "xattrs" else None for field in WHITEOUT_FIELDS}
         return dataclasses.replace(entry, **blank)
     return with_coarse_time(entry)
 

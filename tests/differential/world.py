@@ -35,6 +35,8 @@ def _kind(entry: os.DirEntry[bytes]) -> str:
 class World:
     """What exists, and what is held open: (caller, slot) -> kind, (caller, number) of maps."""
 
+    root: bytes = b""
+    """Where one of the two is mounted."""
     tree: dict[bytes, str] = field(default_factory=dict)
     slots: dict[tuple[Caller, int], str] = field(default_factory=dict)
     maps: set[tuple[Caller, int]] = field(default_factory=set)
@@ -47,6 +49,14 @@ class World:
         """Takes note of what exists now."""
         self.gone += [path for path in self.tree if path not in tree and path not in self.gone]
         self.tree = tree
+
+    def attributes(self, path: bytes) -> list[bytes]:
+        """The extended attributes of a name, none if there is no such name."""
+        try:
+            names = os.listxattr(os.path.join(self.root, path), follow_symlinks=False)
+        except OSError:
+            return []
+        return [os.fsencode(name) for name in names]
 
     def took_place(self, operation: Operation) -> None:
         """Takes note of an operation that succeeded, if it is about what is held open."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 AT_FDCWD = -100
+AT_SYMLINK_FOLLOW = 0x400
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
@@ -50,6 +51,12 @@ def renameat2(
     """renameat2(2) with paths relative to the current directory."""
     old, new = _path(source), _path(target)
     _check(_libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, ctypes.c_uint(flags)), old, new)
+
+
+def link_target(source: os.PathLike[str] | str | bytes, target: os.PathLike[str] | str | bytes) -> None:
+    """linkat(2) with AT_SYMLINK_FOLLOW, which os.link() doesn't pass on."""
+    old, new = _path(source), _path(target)
+    _check(_libc.linkat(AT_FDCWD, old, AT_FDCWD, new, AT_SYMLINK_FOLLOW), old, new)
 
 
 def utimensat(path: os.PathLike[str] | str | bytes, atime: str | int, mtime: str | int) -> None:

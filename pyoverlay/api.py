@@ -195,7 +195,8 @@ def inspect(target: AnyPath) -> dict[str, object]:
     Returns:
         ``Name``; ``Data`` with ``LowerDir`` (joined by colons), ``UpperDir``, ``WorkDir`` (these two only of
         a mount that has them) and ``MergedDir``; ``Options``; ``Pid`` of the daemon; ``Requests``, how many
-        the daemon served by operation; ``LayerSyscalls``, how many system calls on layers that took.
+        the daemon served by operation; ``RequestsByPath``, how many of them were answered at once and how
+        many by pyfuse3; ``LayerSyscalls``, how many system calls on layers that took.
 
     Raises:
         OverlayError: no pyoverlay is mounted there.
@@ -213,6 +214,7 @@ def inspect(target: AnyPath) -> dict[str, object]:
         "Options": options,
         "Pid": answer["pid"],
         "Requests": answer["requests"],
+        "RequestsByPath": answer["requests_by_path"],
         "LayerSyscalls": answer["layer_syscalls"],
     }
 

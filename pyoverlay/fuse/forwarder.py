@@ -1,8 +1,8 @@
 """What passes between /dev/fuse and pyfuse3?
 
-The forwarder owns the device.  pyfuse3 has one end of a SOCK_SEQPACKET pair and takes it for the device.
-Requests are handed over one by one, when pyfuse3 asks for one (`polling`); until it has asked, the forwarder
-passes them on by itself.
+The forwarder owns the device.  What the fast path can't answer at once goes to pyfuse3, which has one end of
+a SOCK_SEQPACKET pair and takes it for the device.  Requests are handed over one by one, when pyfuse3 asks for
+one (`polling`); until it has asked, the forwarder passes them on by itself.
 On the way the forwarder answers INIT itself (libfuse knows fewer features than we serve), puts inode
 numbers into replies (pyfuse3 has one number for nodeid and st_ino), looks for the flags that pyfuse3 drops,
 and counts.
@@ -24,6 +24,7 @@ import trio
 
 from pyoverlay.fuse import wire
 from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.filesystem import OverlayFilesystem
 
@@ -60,10 +61,12 @@ _FEATURES: Final = (
 
 
 class Request(NamedTuple):
-    """A request that pyfuse3 is working on: what the reply, or an interruption, asks for."""
+    """A request that is pyfuse3's.  ``message`` is there until the next one is read."""
 
     opcode: int
     pid: int
+    unique: int
+    message: memoryview
 
 
 class Forwarder:
@@ -83,6 +86,9 @@ class Forwarder:
         caller that got a signal.
         """
         self.requests: Counter[int] = Counter()
+        """How many requests of each opcode came."""
+        self.answered_at_once = 0
+        """How many of them the fast path answered."""
         self._device = device
         self._filesystem = filesystem
         self._on_ready = on_ready
@@ -105,6 +111,7 @@ class Forwarder:
         self._reply_view = memoryview(self._reply_buffer)
         self._ours, self._theirs = _message_pair()
         self._kernel_offers = wire.InitRequest(0, 0, 0, 0)
+        self._fast_path = FastPath(filesystem, self) if filesystem.stack.options.fast_path else None
         self._debugging = log.isEnabledFor(logging.DEBUG)
 
     def give_session_descriptor(self) -> int:
@@ -140,9 +147,10 @@ class Forwarder:
                 return True
             if size == 0:
                 return False
+            request = self._receive(size)
             # What was read is passed on, whoever wants to stop reading.
             with trio.CancelScope(shield=True):
-                if await self._forward(size):
+                if request is not None and await self._forward(request):
                     self._handed_over += 1
             if self._reading.cancel_called or self._pulled:
                 return True
@@ -165,10 +173,13 @@ class Forwarder:
             elif size == 0:
                 self._gone.set()
                 break
-            elif await self._forward(size):
+            else:
+                request = self._receive(size)
+                handed_over = request is not None and await self._forward(request)
                 if time.monotonic() - self._last_yield > _SECONDS_BEFORE_YIELDING:
                     await self._yield()
-                return
+                if handed_over:
+                    return
         # Whoever asks for more is cancelled when what is under way has been answered.
         await trio.sleep_forever()
 
@@ -201,8 +212,8 @@ class Forwarder:
                     return 0
                 raise
 
-    async def _forward(self, size: int) -> bool:
-        """Pass on the request of ``size`` bytes that was read; False when pyfuse3 doesn't get it."""
+    def _receive(self, size: int) -> Request | None:
+        """See to the request of ``size`` bytes that was read; return it when it is pyfuse3's."""
         message = self._request_view[:size]
         opcode, unique, nodeid, pid = wire.request_fields(message)
         self.requests[opcode] += 1
@@ -210,14 +221,25 @@ class Forwarder:
             log.debug("%d %s node %d", unique, wire.opcode_name(opcode), nodeid)
         if opcode == _INTERRUPT:
             self._interrupt(wire.interrupted_unique(message))
-            return False
+            return None
         if opcode == _INIT:
             self._offer_less(message)
         elif opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
             self._kill_privileges(nodeid)
-        if opcode not in wire.WITHOUT_ANSWER:
-            self._in_flight[unique] = Request(opcode, pid)
-        return await self._send(unique, message)
+        if self._fast_path is not None:
+            answer = self._fast_path.answer(opcode, unique, nodeid, message)
+            if answer is not None:
+                self.answered_at_once += 1
+                if answer:
+                    self._write(unique, *answer)
+                return None
+        return Request(opcode, pid, unique, message)
+
+    async def _forward(self, request: Request) -> bool:
+        """Pass a request on to pyfuse3; False when it can't be, and was answered instead."""
+        if request.opcode not in wire.WITHOUT_ANSWER:
+            self._in_flight[request.unique] = request
+        return await self._send(request.unique, request.message)
 
     async def _send(self, unique: int, message: memoryview) -> bool:
         while True:
@@ -311,15 +333,19 @@ class Forwarder:
             self._idle.set()
         return request
 
-    def _write(self, unique: int, message: wire.Buffer) -> None:
+    def _write(self, unique: int, *pieces: wire.Buffer) -> None:
+        """Write a reply; whoever waits for one that is refused gets an error."""
         try:
-            os.write(self._device, message)
+            if len(pieces) == 1:
+                os.write(self._device, pieces[0])
+            else:
+                os.writev(self._device, pieces)
         except OSError as failure:
             if failure.errno in (errno.ENOENT, errno.ENODEV):
                 # The caller was killed, or the mount has gone.
                 return
             log.error("the reply to request %d was refused: %s", unique, failure)
-            if len(message) > wire.OUT_HEADER_SIZE and unique:
+            if unique and sum(map(len, pieces)) > wire.OUT_HEADER_SIZE:
                 self._write(unique, wire.error_reply(unique, errno.EIO))
 
     def _answer_init(self, unique: int, message: memoryview) -> None:

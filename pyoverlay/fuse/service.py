@@ -102,6 +102,17 @@ class Service:
             "target": self._connection.target,
             "options": self._options,
             "requests": requests,
+            "requests_by_path": self._requests_by_path(),
             "layer_syscalls": self._stack.operations(),
             "nodes": len(self._filesystem.nodes),
+        }
+
+    def _requests_by_path(self) -> dict[str, int]:
+        requests = self._forwarder.requests
+        at_once = self._forwarder.answered_at_once
+        interrupts = requests[wire.Opcode.INTERRUPT]
+        return {
+            "fast path": at_once,
+            "pyfuse3": requests.total() - at_once - interrupts,
+            "forwarder": interrupts,
         }

@@ -26,7 +26,10 @@ _CAPABILITY: Final = b"security.capability"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a setattr asks for; None leaves a thing as it is.  Size in bytes, times in ns since the epoch, or `NOW`."""
+    """What a setattr asks for; None leaves a thing as it is.
+
+    Size in bytes; times in ns since the epoch, or `NOW`.
+    """
 
     mode: int | None = None
     user: int | None = None

@@ -261,7 +261,7 @@ def test_eight_threads(
     """Mixed operations of eight threads; the kernel's overlay runs for a moment, to prove the model."""
     seconds = LONG_SECONDS if long else SECONDS
     mount = mount_overlay()
-    until = time.monotonic() + (seconds if kind is Kind.PYOVERLAY else 2)
+    until = time.monotonic() + (2 if kind is Kind.KERNEL else seconds)
     workers = [Worker(mount.path, number, until) for number in range(THREADS)]
     for worker in workers:
         worker.start()

@@ -27,6 +27,8 @@ def _mount(kind: Kind, stack: Stack, target: Path) -> str:
     options = f"lowerdir={stack.lower},upperdir={stack.upper},workdir={stack.work}"
     if kind is Kind.KERNEL:
         return shlex.join(["mount", "-t", "overlay", "-o", f"userxattr,{options}", "overlay", str(target)])
+    if kind is Kind.SLOW_PATH:
+        options += ",fast_path=off"
     return shlex.join([*PYOVERLAY, "mount", "-o", options, str(target)])
 
 

@@ -105,6 +105,12 @@ async def nothing_arrives(end: socket.socket) -> bool:
 
 
 @pytest.fixture
+def overlay(open_overlay: Callable[..., Vfs]) -> Vfs:
+    """An overlay whose requests are all pyfuse3's."""
+    return open_overlay(fast_path=False)
+
+
+@pytest.fixture
 def make_ends(overlay: Vfs) -> Iterator[Callable[[], Ends]]:
     made: list[Ends] = []
 
@@ -127,6 +133,23 @@ async def ends(make_ends: Callable[[], Ends], nursery: trio.Nursery) -> Ends:
 
 
 # Passing on
+
+
+async def test_what_the_fast_path_answers_never_passes(
+    open_overlay: Callable[..., Vfs], nursery: trio.Nursery
+) -> None:
+    ends = Ends(open_overlay())
+    nursery.start_soon(ends.forwarder.forward_requests)
+
+    ends.kernel.send(request(Opcode.OPENDIR, bytes(8)))
+    opened = await receive(ends.kernel)
+    passed = await ends.to_pyfuse3(request(Opcode.FSYNCDIR, opened[16:24] + bytes(8), unique=44))
+
+    assert opened[:16] == reply(bytes(16))[:16]
+    assert passed[4:8] == struct.pack("=I", Opcode.FSYNCDIR)
+    assert ends.forwarder.answered_at_once == 1
+    nursery.cancel_scope.cancel()
+    ends.close()
 
 
 async def test_messages_pass_as_they_are(ends: Ends) -> None:

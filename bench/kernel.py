@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _CLONE_NEWNS: Final = 0x00020000
+_MS_RDONLY: Final = 1
+_MS_REMOUNT: Final = 32
 _MS_REC: Final = 0x4000
 _MS_PRIVATE: Final = 1 << 18
 _MS_BIND: Final = 4096
 _MNT_DETACH: Final = 2
 _PR_SET_CHILD_SUBREAPER: Final = 36
+
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+"""How mountinfo writes white space and backslashes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -36,9 +42,12 @@ def adopt_orphans() -> None:
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
-def bind_mount(source: Path, target: Path) -> None:
+def bind_mount(source: Path, target: Path, *, read_only: bool = False) -> None:
     """Show a directory at another place: mount(2), MS_BIND."""
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None), str(target))
+    if read_only:
+        flags = _MS_BIND | _MS_REMOUNT | _MS_RDONLY
+        _check(_libc.mount(None, os.fsencode(target), None, flags, None), str(target))
 
 
 def mount_file_system(kind: str, target: Path) -> None:
@@ -55,6 +64,12 @@ def drop_caches() -> None:
     """Write everything to disk, then forget clean pages, dentries and inodes of all file systems: proc(5)."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def cache_drops() -> int:
+    """Return how often anybody has dropped caches since the machine started: /proc/vmstat."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("drop_pagecache ", "drop_slab ")))
 
 
 def processor_seconds(pid: int) -> float:
@@ -119,7 +134,7 @@ def mount_points(below: Path) -> list[MountPoint]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split()
-        target = Path(fields[4].encode().decode("unicode_escape"))
+        target = Path(_OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[4]))
         if target.is_relative_to(below):
             found.append(MountPoint(target, after.split()[0], int(fields[2].partition(":")[2])))
     return found[::-1]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _MOUNT_ENVIRONMENT: Final = {"LIBMOUNT_FORCE_MOUNT2": "always", "LC_ALL": "C"}
 _SECONDS_TO_MOUNT: Final = 60
 _SECONDS_TO_END: Final = 60
+_SECONDS_TO_BE_LEFT: Final = 10
+"""For a process of the work that is about to end."""
 _SECONDS_TO_CALM_DOWN: Final = 60
 _CALM_SECONDS: Final = 0.02
 _CALM_SHARE: Final = 0.05
@@ -56,6 +58,7 @@ class MountedSystem:
     mount_seconds: float = 0
     unmount_seconds: float = 0
     is_mounted: bool = False
+    writes: bool = True
 
     def processor_seconds(self) -> float:
         """Return the CPU time that its processes have used."""
@@ -75,7 +78,7 @@ class MountedSystem:
         if self.system.has_layers:
             self._run_mount_program()
         else:
-            kernel.bind_mount(self.place / "copy", self.root)
+            kernel.bind_mount(self.place / "copy", self.root, read_only=not self.writes)
         os.stat(self.root)
         self.mount_seconds = time.perf_counter() - started
         self.daemon_pids = [pid for pid in kernel.children(os.getpid()) if pid not in before]
@@ -119,14 +122,13 @@ class MountedSystem:
         self.unmount_seconds = time.perf_counter() - started
 
     def _detach(self) -> None:
-        until = time.monotonic() + _SECONDS_TO_END
+        until = time.monotonic() + _SECONDS_TO_BE_LEFT
         while True:
             try:
                 kernel.unmount(self.root)
                 return
             except OSError as failure:
                 if failure.errno != errno.EBUSY or time.monotonic() > until:
-                    kernel.unmount(self.root, lazy=True)
                     raise BenchError(f"{self.system.name}: can't be unmounted: {failure}") from failure
                 time.sleep(0.01)
 
@@ -144,11 +146,11 @@ class MountedSystem:
     def wait_until_idle(self) -> None:
         """Wait until the daemon has done what the kernel sent it without anybody waiting, as FORGET.
 
-        Raises BenchError when it doesn't come to rest.
+        A system without a daemon is given the same pause.  Raises BenchError when it doesn't come to rest.
         """
         until = time.monotonic() + _SECONDS_TO_CALM_DOWN
         used = self.processor_seconds()
-        while self.daemon_pids:
+        while True:
             time.sleep(_CALM_SECONDS)
             used_before, used = used, self.processor_seconds()
             if used - used_before < _CALM_SECONDS * _CALM_SHARE:
@@ -169,12 +171,12 @@ def prepare(system: System, layers: LayerSet, place: Path, *, writes: bool) -> M
     if system.has_layers:
         (place / "upper").mkdir()
         (place / "work").mkdir()
-        return MountedSystem(system, layers, place, root, place / "upper")
+        return MountedSystem(system, layers, place, root, place / "upper", writes=writes)
     if writes:
         subprocess.run(["cp", "-a", "--reflink=auto", str(layers.merged), str(place / "copy")], check=True)
     else:
         (place / "copy").symlink_to(layers.merged)
-    return MountedSystem(system, layers, place, root, None)
+    return MountedSystem(system, layers, place, root, None, writes=writes)
 
 
 def remove_everything(place: Path, process: int | None = None) -> None:
@@ -182,22 +184,39 @@ def remove_everything(place: Path, process: int | None = None) -> None:
 
     Args:
         place: The trial's directory.
-        process: The trial's process, when it still runs: it and its descendants are killed.
+        process: The trial's process, when it still runs.
+
+    Every process that descends from a trial is killed: this one adopted those whose parents have ended.
+    Raises BenchError when something stays mounted; then nothing is deleted.
     """
-    victims = [] if process is None else [process, *kernel.descendants(process)]
     for point in kernel.mount_points(place):
         if point.is_fuse:
             with contextlib.suppress(OSError):
                 kernel.abort_fuse(point.minor)
+    _kill_descendants(process)
+    for point in kernel.mount_points(place):
         with contextlib.suppress(OSError):
             kernel.unmount(point.target, lazy=True)
-    for pid in victims:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    for pid in victims:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+    left = kernel.mount_points(place)
+    if left:
+        raise BenchError(f"{left[0].target}: can't be unmounted; unmount it by hand, and remove {place}")
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _kill_descendants(process: int | None) -> None:
+    """Kill all children, first ``process``, so that it starts no others; again for those that they leave."""
+    victims = [] if process is None else [process]
+    while victims := victims or kernel.children(os.getpid()):
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in victims:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        victims = []
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _has_ended(pid: int) -> bool:

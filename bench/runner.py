@@ -7,7 +7,6 @@ recorded, and the run goes on.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -17,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bench import kernel
 from bench.errors import BenchError
@@ -26,8 +25,11 @@ from bench.mounting import remove_everything
 from bench.requests import RequestCounter
 from bench.results import FAILED, HUNG, NOT_APPLICABLE, OK, Measurement, Results
 from bench.systems import System
-from bench.trial import Trial
+from bench.trial import DisturbedError, Trial
 from bench.workloads.workload import Scale, Workload
+
+_DISTURBED: Final = "disturbed"
+_TRIES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ def rounds_of(workload: Workload, repeat: int | None, scale: Scale) -> int:
 
 
 def plan(workload: Workload, systems: list[System], rounds: int) -> Iterator[Planned]:
-    """Yield a workload's trials, the systems taking turns."""
+    """Yield a workload's trials: the systems take turns, and so do those that begin a round.
+
+    So none always comes after the same other one, whose traces it might find.
+    """
     for number in range(rounds):
-        for system in systems:
+        first = number % len(systems)
+        for system in (*systems[first:], *systems[:first]):
             yield Planned(workload, system, number)
 
 
@@ -98,7 +104,7 @@ class Runner:
         elif isinstance(layers, str):
             answer = {"outcome": FAILED, "message": layers}
         else:
-            answer = self._run_in_process(planned, layers)
+            answer = self._run_undisturbed(planned, layers)
         return Measurement(
             workload=planned.workload.name,
             system=planned.system.name,
@@ -112,6 +118,14 @@ class Runner:
             load=load,
             seconds=time.perf_counter() - started,
         )
+
+    def _run_undisturbed(self, planned: Planned, layers: LayerSet) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        for _ in range(_TRIES):
+            answer = self._run_in_process(planned, layers)
+            if answer["outcome"] != _DISTURBED:
+                return answer
+        return {"outcome": FAILED, "message": f"{answer['message']}, {_TRIES} times"}
 
     def _run_in_process(self, planned: Planned, layers: LayerSet) -> dict[str, Any]:
         place = self._directory / "trial"
@@ -180,9 +194,10 @@ def _do_trial(
             trial.mount()
         planned.workload.run(trial)
         trial.close()
+    except DisturbedError as failure:
+        return {"outcome": _DISTURBED, "message": str(failure)}
     except Exception as failure:  # noqa: BLE001 whatever a system does to a workload is a result
-        with contextlib.suppress(Exception):
-            trial.unmount()
+        # What is mounted and what still runs is the runner's to remove.
         return {"outcome": FAILED, "message": _sentence(failure)}
     return {
         "outcome": OK,

@@ -29,8 +29,8 @@ class System(ABC):
     name: str
     has_layers = True
     """Whether it stacks lowers and an upper; if not, it is given a merged copy."""
-    counts_ways = False
-    """Whether its daemon tells how many requests it answered on which way."""
+    counts_paths = False
+    """Whether its daemon tells how many requests it answered on which path."""
 
     @abstractmethod
     def mount_command(self, lowers: Sequence[str], upper: Path, work: Path, target: Path) -> list[str]:
@@ -102,7 +102,7 @@ class OverlayProgram(System):
 class Pyoverlay(OverlayProgram):
     """This project, with one of its transports."""
 
-    counts_ways = True
+    counts_paths = True
 
     def __init__(self, name: str, options: str) -> None:
         """Mount with ``options`` besides the layers."""

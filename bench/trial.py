@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bench import kernel
 from bench.errors import BenchError
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _MEGABYTE = 1_000_000
 
 
+class DisturbedError(BenchError):
+    """Something outside the trial spoiled it: it is worth another try."""
+
+
 class Trial:
     """One workload on one system.
 
@@ -36,7 +40,7 @@ class Trial:
         figures: What was measured, each in its figure's unit.
         daemon_processor_seconds: CPU time of the daemons within measured blocks, None without a daemon.
         requests: FUSE requests by opcode within measured blocks, None when nothing counts.
-        paths: For pyoverlay, how many requests were answered on which way; None for others.
+        paths: For pyoverlay, how many requests were answered on which path; None for others.
     """
 
     def __init__(
@@ -139,19 +143,20 @@ class Trial:
         name = figure or next(iter(self._workload.figures))
         unit = self._workload.figures[name]
         self.wait_until_idle()
-        with self._watched():
+        drops = kernel.cache_drops()
+        with self._requests_counted(), self._processor_time_added_up():
             started = time.perf_counter()
             yield
             seconds = time.perf_counter() - started
+        if kernel.cache_drops() != drops:
+            raise DisturbedError("somebody else dropped the machine's caches during the measurement")
         self.record(name, _in_unit(unit, seconds, operations, size))
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Add up requests and CPU time of the daemons, those that are mounted within the block included."""
-        mounted_before = list(self._mounts)
-        used = sum(mounted.processor_seconds() for mounted in mounted_before)
-        ways = self._requests_by_way(mounted_before)
-        connections = _connections(mounted_before)
+    def _requests_counted(self) -> Iterator[None]:
+        mounts = [mounted for mounted in self._mounts if mounted.is_mounted]
+        connections = [mounted.connection for mounted in mounts if mounted.connection is not None]
+        before = self._requests_by_path(mounts)
         self._counter.begin(connections)
         try:
             yield
@@ -159,25 +164,30 @@ class Trial:
             requests = self._counter.end(connections)
         if requests is not None:
             self.requests = (self.requests or Counter()) + requests
-        if ways is not None:
-            self.paths = (
-                (self.paths or Counter()) + (self._requests_by_way(mounted_before) or Counter()) - ways
-            )
-        if any(mounted.daemon_pids for mounted in mounted_before):
-            used = sum(mounted.processor_seconds() for mounted in mounted_before) - used
+        if before is not None:
+            during = (self._requests_by_path(mounts) or Counter()) - before
+            self.paths = (self.paths or Counter()) + during
+
+    @contextlib.contextmanager
+    def _processor_time_added_up(self) -> Iterator[None]:
+        mounts = [mounted for mounted in self._mounts if mounted.daemon_pids]
+        used = sum(mounted.processor_seconds() for mounted in mounts)
+        yield
+        used = sum(mounted.processor_seconds() for mounted in mounts) - used
+        if mounts:
             self.daemon_processor_seconds = (self.daemon_processor_seconds or 0) + used
 
-    def _requests_by_way(self, mounts: list[MountedSystem]) -> Counter[str] | None:
-        if not self._system.counts_ways:
+    def _requests_by_path(self, mounts: list[MountedSystem]) -> Counter[str] | None:
+        """Ask pyoverlay's daemons; None for other systems."""
+        if not self._system.counts_paths:
             return None
-        ways: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for mounted in mounts:
-            if mounted.is_mounted:
-                try:
-                    ways.update(inspect(str(mounted.root)).get("requests_by_path", {}))
-                except OverlayError as failure:
-                    raise BenchError(f"can't be asked for its requests: {failure}") from failure
-        return ways
+            try:
+                counts.update(cast("dict[str, int]", inspect(mounted.root)["RequestsByPath"]))
+            except OverlayError as failure:
+                raise BenchError(f"can't be asked for its requests: {failure}") from failure
+        return counts
 
     def close(self) -> None:
         """Unmount everything.
@@ -188,10 +198,6 @@ class Trial:
         missing = [name for name in self._workload.figures if name not in self.figures]
         if missing:
             raise BenchError(f"the workload gave no {', '.join(missing)}")
-
-
-def _connections(mounts: list[MountedSystem]) -> list[int]:
-    return [mounted.connection for mounted in mounts if mounted.is_mounted and mounted.connection is not None]
 
 
 def _in_unit(unit: Unit, seconds: float, operations: int, size: int) -> float:

@@ -49,7 +49,7 @@ packages_of_tests=(
 )
 packages_of_benchmark=(
     fuse-overlayfs unionfs-fuse                                 # the peers
-    debootstrap findutils git gcc make redis-server sqlite3     # the work
+    debootstrap findutils git                                   # the work, and the root file system below it
 )
 
 install_for_tests() {

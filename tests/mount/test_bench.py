@@ -280,3 +280,48 @@ def test_a_plain_directory_is_copied_for_work_that_writes(base: Path) -> None:
     trials = measure(base, make_workload(overwrite), *choose("native,kernel", []), rounds=2)
 
     assert [trial.outcome for trial in trials] == [OK] * 4
+
+
+def test_what_a_failed_trial_leaves_running_is_killed(base: Path) -> None:
+    def leave_a_process_behind(trial: Trial) -> None:
+        sleeper = subprocess.Popen(["sleep", "600"], cwd=trial.root, start_new_session=True)
+        pids = [sleeper.pid, *trial.mounted.daemon_pids]
+        (base / "pids").write_text(" ".join(str(pid) for pid in pids))
+        raise RuntimeError("gave up")
+
+    (failed,) = measure(base, make_workload(leave_a_process_behind), *choose("unionfs-fuse", []))
+
+    assert (failed.outcome, failed.message) == (FAILED, "RuntimeError: gave up")
+    pids = (base / "pids").read_text().split()
+    assert len(pids) == 2
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_dropped_caches_spoil_a_trial_and_it_is_done_again(base: Path) -> None:
+    def be_disturbed_once(trial: Trial) -> None:
+        with trial.measured():
+            if not (base / "disturbed").exists():
+                (base / "disturbed").touch()
+                kernel.drop_caches()
+
+    def be_disturbed(trial: Trial) -> None:
+        with trial.measured():
+            kernel.drop_caches()
+
+    (once,) = measure(base, make_workload(be_disturbed_once), *choose("kernel", []))
+    (always,) = measure(base, make_workload(be_disturbed), *choose("kernel", []))
+
+    assert once.outcome == OK
+    assert always.outcome == FAILED
+    assert "dropped the machine's caches" in always.message
+
+
+def test_a_plain_directory_that_nobody_may_write_is_the_merged_tree_itself(base: Path) -> None:
+    def write(trial: Trial) -> None:
+        with trial.measured():
+            (trial.root / "file").write_text("upper")
+
+    (failed,) = measure(base, make_workload(write, writes=False), *choose("native", []))
+
+    assert failed.outcome == FAILED
+    assert "Read-only" in failed.message

@@ -1,7 +1,7 @@
 """What is a workload, and how is one declared?
 
-One function a workload: its docstring's first line is the title in the table, its name with dashes is the workload's.
-Knows nothing of systems or rounds.
+One function a workload: its docstring's first line is the title in the table, its name with dashes is the
+workload's.  Knows nothing of systems or rounds.
 """
 
 from __future__ import annotations

@@ -268,11 +268,11 @@ class LayerObject:
 
     # Reading
 
-    def status(self) -> os.stat_result:
-        """Return lstat(2) of the object."""
-        if self.held:
+    def status(self, descriptor: int | None = None) -> os.stat_result:
+        """Return lstat(2) of the object; through ``descriptor``, where the caller has it open."""
+        if descriptor is not None or self.held:
             self.layer.operations += 1
-            return os.fstat(self.fd)
+            return os.fstat(self.fd if descriptor is None else descriptor)
         if self.layer.has_submounts:
             descriptor = self.open(os.O_PATH)
             try:

@@ -16,7 +16,7 @@ from typing import Final
 from pyoverlay.layers import marks
 from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.copy_up import CopyUps
-from pyoverlay.overlay.node import Node
+from pyoverlay.overlay.node import Directory, Node
 
 _ACL_PREFIX: Final = b"system.posix_acl_"
 _DEFAULT_ACL: Final = b"system.posix_acl_default"
@@ -54,7 +54,7 @@ class AttributeChanges:
         Raises CopyUpNeeded or OSError.
         """
         upper = self._copy_ups.need_upper(node, with_data=change.size != 0)
-        node.attributes = None
+        _note_change(node)
         if change.size is not None:
             self._truncate(node, change.size, descriptor)
         if change.user is not None or change.group is not None or change == Change():
@@ -135,7 +135,7 @@ class AttributeChanges:
         name_on_disk = marks.to_disk(self._dialect, name)
         upper = self._copy_ups.need_upper(node)
         upper.set_attribute(name_on_disk, value)
-        node.attributes = None
+        _note_change(node)
 
     def remove(self, node: Node, name: bytes) -> None:
         """Remove an extended attribute; one that isn't there copies nothing up.
@@ -150,8 +150,15 @@ class AttributeChanges:
             node.real.attribute(name_on_disk)
         upper = self._copy_ups.need_upper(node)
         upper.remove_attribute(name_on_disk)
-        node.attributes = None
+        _note_change(node)
 
     def _refuse_acl_if_off(self, name: bytes) -> None:
         if not self._has_acls and name.startswith(_ACL_PREFIX):
             raise error(errno.EOPNOTSUPP)
+
+
+def _note_change(node: Node) -> None:
+    """Forget what is known of a node's attributes."""
+    node.attributes = None
+    if isinstance(node, Directory):
+        node.inheritance = None

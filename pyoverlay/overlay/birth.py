@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pyoverlay.layers.layer import LayerObject
@@ -31,9 +31,20 @@ class Caller(NamedTuple):
     pid: int = 0
 
 
+class Inheritance(NamedTuple):
+    """What a directory hands on to what is created in it: ``group`` where it is setgid, and an ACL."""
+
+    group: int | None
+    default_acl: bytes | None
+
+
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What a new object gets.  ``plain`` says that creating it with ``mode`` is all there is to do."""
+    """What a new object gets.
+
+    ``owned`` says that the daemon's own creation gives the right owner, ``plain`` that it gives the right
+    mode and ACL as well: that creating it with ``mode`` is all there is to do.
+    """
 
     mode: int
     user: int
@@ -41,15 +52,18 @@ class Birth:
     access_acl: bytes | None
     default_acl: bytes | None
     under_default_acl: bool
+    owned: bool = field(init=False)
+    plain: bool = field(init=False)
 
-    @property
-    def plain(self) -> bool:
-        """Whether the daemon's own creation gives the right owner, mode and ACL.
+    def __post_init__(self) -> None:
+        """Compare with what the daemon is.
 
         mkdir(2) takes no setgid: the bit comes from the directory, and the work directory has none.
         """
-        inherits = self.under_default_acl or (stat.S_ISDIR(self.mode) and self.mode & stat.S_ISGID)
-        return self.user == os.geteuid() and self.group == os.getegid() and not inherits
+        owned = self.user == os.geteuid() and self.group == os.getegid()
+        inherits = self.under_default_acl or (stat.S_ISDIR(self.mode) and bool(self.mode & stat.S_ISGID))
+        object.__setattr__(self, "owned", owned)
+        object.__setattr__(self, "plain", owned and not inherits)
 
     @property
     def first_mode(self) -> int:
@@ -69,22 +83,31 @@ class Birth:
 
     def finish_owner(self, created: LayerObject) -> None:
         """Give a new object its owner only: all that a symlink has."""
-        if self.user != os.geteuid() or self.group != os.getegid():
+        if not self.owned:
             created.set_owner(self.user, self.group)
 
 
-def plan_birth(parent: LayerObject, parent_status: os.stat_result, mode: int, caller: Caller) -> Birth:
-    """Work out what an object of ``mode`` (with its type) begins with, created by ``caller`` in ``parent``.
+def read_inheritance(directory: LayerObject) -> Inheritance:
+    """Ask a directory what it hands on.  Raises OSError."""
+    status = directory.status()
+    group = status.st_gid if status.st_mode & stat.S_ISGID else None
+    return Inheritance(group, _default_acl(directory))
+
+
+def plan_birth(parent: Inheritance, mode: int, caller: Caller) -> Birth:
+    """Work out what an object of ``mode`` (with its type) begins with, created by ``caller``.
+
+    ``parent`` is what its directory hands on.
 
     Sources: fs/posix_acl.c: posix_acl_create; fs/inode.c: inode_init_owner.
     """
     group = caller.group
     is_directory = stat.S_ISDIR(mode)
-    if parent_status.st_mode & stat.S_ISGID:
-        group = parent_status.st_gid
+    if parent.group is not None:
+        group = parent.group
         if is_directory:
             mode |= stat.S_ISGID
-    default = _default_acl(parent) if not stat.S_ISLNK(mode) else None
+    default = parent.default_acl if not stat.S_ISLNK(mode) else None
     if default is None:
         return Birth(mode & ~caller.umask, caller.user, group, None, None, False)
     try:

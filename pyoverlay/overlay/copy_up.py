@@ -130,7 +130,7 @@ class CopyUps:
         directory.upper = parent.upper.child(directory.name)
         directory.version += 1
         _note_cover(parent, directory.name)
-        self.mark_impure(parent.upper)
+        self.mark_impure(parent)
         self.take_note(directory, parent)
         return directory.upper
 
@@ -225,16 +225,20 @@ class CopyUps:
         if broken_link:
             # Each name of a lower hard link becomes a file of its own (the kernel with index=off).
             node.inode = self._lookup.numbers.number(upper.layer, upper.status().st_ino)
-        elif parent is not None and parent.upper is not None:
-            self.mark_impure(parent.upper)
+        elif parent is not None:
+            self.mark_impure(parent)
         self.take_note(node, parent)
 
-    def mark_impure(self, upper: LayerObject) -> None:
+    def mark_impure(self, directory: Directory) -> None:
         """Tell the kernel that entries here have others' inode numbers (ovl_set_impure)."""
+        upper = directory.upper
+        if upper is None or directory.impure:
+            return
         name = self.stack.dialect.attribute("impure")
         with _optional_mark():
             if name not in upper.list_attributes():
                 upper.set_attribute(name, b"y")
+        directory.impure = True
 
     def take_note(self, node: Node, parent: Directory | None = None) -> None:
         """Remember that ``node`` is another object on disk now, and that its directory got a new ctime."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pyoverlay.layers import marks
 from pyoverlay.layers.layer import LayerObject
 from pyoverlay.layers.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, error
-from pyoverlay.overlay.birth import Birth, Caller, plan_birth
+from pyoverlay.overlay.birth import Birth, Caller, plan_birth, read_inheritance
 from pyoverlay.overlay.copy_up import CopyUps
 from pyoverlay.overlay.files import KEPT_FLAGS, OpenFile
 from pyoverlay.overlay.listing import Listing
@@ -52,7 +52,7 @@ class Namespace:
             for descriptor in opened:
                 os.close(descriptor)
             raise
-        node = self._born(parent, name)
+        node = self._born(parent, name, opened[0])
         return node, OpenFile(node, opened[0], flags)
 
     def make_special(self, parent: Directory, name: bytes, mode: int, device: int, caller: Caller) -> Node:
@@ -133,14 +133,16 @@ class Namespace:
         if not node.is_directory and status.st_nlink > 1:
             self._nodes.register_hard_link(link_key(status), node)
         own = self._lookup.numbers.number(node.real.layer, status.st_ino)
-        if node.inode != own and parent.upper is not None:
-            self._copy_ups.mark_impure(parent.upper)
+        if node.inode != own:
+            self._copy_ups.mark_impure(parent)
         node.attributes = self._lookup.make_attributes(node, status)
 
     def _begin(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> tuple[Birth, LayerObject]:
         self._refuse_name(name)
         upper = self._copy_ups.directory(parent)
-        return plan_birth(upper, upper.status(), mode, caller), upper
+        if parent.inheritance is None:
+            parent.inheritance = read_inheritance(upper)
+        return plan_birth(parent.inheritance, mode, caller), upper
 
     @staticmethod
     def _refuse_name(name: bytes) -> None:
@@ -175,11 +177,11 @@ class Namespace:
         if not self._is_whiteout(upper, name):
             raise error(errno.EEXIST)
 
-    def _born(self, parent: Directory, name: bytes) -> Node:
-        """Make the node of an object that was just created in the upper."""
+    def _born(self, parent: Directory, name: bytes, descriptor: int | None = None) -> Node:
+        """Make the node of an object that was just created in the upper, and may be open."""
         assert parent.upper is not None
         created = parent.upper.child(name)
-        status = created.status()
+        status = created.status(descriptor)
         inode = self._lookup.numbers.number(created.layer, status.st_ino)
         if stat.S_ISDIR(status.st_mode):
             node: Node = Directory(inode, created, ())

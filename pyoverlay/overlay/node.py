@@ -11,6 +11,7 @@ import stat
 from typing import Final, NamedTuple
 
 from pyoverlay.layers.layer import Layer, LayerObject
+from pyoverlay.overlay.birth import Inheritance
 
 ROOT_NODEID: Final = 1
 
@@ -119,6 +120,8 @@ class Directory(Node):
     __slots__ = (
         "covered",
         "entries",
+        "impure",
+        "inheritance",
         "loaded",
         "lookups_unloaded",
         "lowers",
@@ -137,6 +140,10 @@ class Directory(Node):
         self.referenced_children = 0
         self.version = 0
         """Counts the changes of its names."""
+        self.impure = False
+        """Whether the upper is known to bear the mark that says: entries have others' inode numbers."""
+        self.inheritance: Inheritance | None = None
+        """What the upper hands on to new objects, kept until its attributes change."""
 
     @property
     def is_merged(self) -> bool:

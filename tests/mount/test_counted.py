@@ -246,6 +246,55 @@ def test_renaming_a_directory_is_constant(mount: Mount) -> None:
     assert sum(costs[10_000].requests.values()) <= 2
 
 
+def test_creating_costs_two_calls(mount: Mount) -> None:
+    """One makes the file and one tells its attributes; what the directory hands on is asked for once.
+
+    The third is for the directory, whose times have changed: the kernel asks for them at the next lookup.
+    """
+    directory = mount.path / "fresh"
+    directory.mkdir()
+    (directory / "first").touch()
+    with spending(mount) as spent:
+        for number in range(100):
+            os.close(os.open(directory / f"file{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    assert spent.requests["CREATE"] == 100
+    looked_up = spent.requests.get("LOOKUP", 0)
+    assert spent.layer_syscalls <= 2 * 100 + spent.requests["GETATTR"] + looked_up
+
+
+def test_what_a_directory_hands_on_is_asked_for_again_when_it_changed(mount: Mount) -> None:
+    """Set-group-id and a new group count from the next creation on."""
+    directory = mount.path / "fresh"
+    directory.mkdir()
+    (directory / "before").touch()
+    os.chown(directory, 0, 1234)
+    directory.chmod(0o2755)
+    (directory / "after").touch()
+    assert [(directory / name).stat().st_gid for name in ("before", "after")] == [os.getegid(), 1234]
+
+
+def test_copying_up_marks_the_directory_once(mount: Mount, base: Path) -> None:
+    """That entries have others' inode numbers is looked for and said once a directory."""
+    (mount.path / "shared/file0").chmod(0o600)
+    assert mount.pid is not None
+    with tracing(mount.pid, base / "trace") as lines:
+        for number in range(1, 21):
+            (mount.path / f"shared/file{number}").chmod(0o600)
+    impure = [line for line in lines if ".overlay.impure" in line]
+    assert impure == []
+
+
+def test_whiteouts_are_links(mount: Mount, base: Path) -> None:
+    """Removing lower files makes one device for all of them."""
+    assert mount.pid is not None
+    with tracing(mount.pid, base / "trace") as lines:
+        for number in range(20):
+            (mount.path / f"shared/file{number}").unlink()
+    calls = Counter(_call(line) for line in lines)
+    assert calls["mknodat"] + calls["mknod"] == 1
+    assert calls["linkat"] == 20
+
+
 # --- system calls a request ---------------------------------------------------------------------------------
 
 

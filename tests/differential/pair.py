@@ -164,9 +164,8 @@ class Pair:
         for mount in self._mounts:
             mount.unmount()
         self.compare_uppers()
-        said = self._log.read_text() if self._log.exists() else ""
-        if said:
-            raise MismatchError("log", f"the daemon said:\n{said}\nafter:\n{self._told()}")
+        if self._said():
+            raise MismatchError("log", f"the daemon spoke, after:\n{self._told()}")
         left = leftovers(self.pyoverlay.stack.work)
         if left:
             raise MismatchError("work directory", f"pyoverlay left in its work directory: {left}")
@@ -223,7 +222,12 @@ class Pair:
             raise MismatchError(what, f"{text}\nafter:\n{self._told()}")
 
     def _told(self) -> str:
-        return "\n".join(f"  {operation} -> {outcome}" for operation, outcome in self.history[-40:])
+        steps = "\n".join(f"  {operation} -> {outcome}" for operation, outcome in self.history[-40:])
+        said = self._said()
+        return f"{steps}\nthe daemon said:\n{said}" if said else steps
+
+    def _said(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
 
 
 def differences(

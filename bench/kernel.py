@@ -14,7 +14,7 @@ _CLONE_NEWNS: Final = 0x00020000
 _MS_RDONLY: Final = 1
 _MS_REMOUNT: Final = 32
 _MS_REC: Final = 0x4000
-_MS_PRIVATE: Final = 1 << 18
+_MS_SLAVE: Final = 1 << 19
 _MS_BIND: Final = 4096
 _MNT_DETACH: Final = 2
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -32,9 +32,12 @@ def _check(result: int, path: str | None = None) -> None:
 
 
 def enter_private_mount_namespace() -> None:
-    """Let nobody else see, copy or keep what is mounted from now on: unshare(2)."""
+    """Let nobody else see, copy or keep what is mounted from now on: unshare(2).
+
+    What others unmount goes here, too (MS_SLAVE): this copy of their mount would keep it alive.
+    """
     _check(_libc.unshare(_CLONE_NEWNS))
-    _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
+    _check(_libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None))
 
 
 def adopt_orphans() -> None:

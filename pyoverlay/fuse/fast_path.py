@@ -25,9 +25,9 @@ from pyoverlay.overlay.filesystem import (
     Change,
     CopyUpNeeded,
     LoadNeeded,
+    NameOnly,
     Node,
     OverlayFilesystem,
-    Unreachable,
 )
 
 log = logging.getLogger(__name__)
@@ -271,8 +271,8 @@ class FastPath:
             pieces.append(self._listed(name, listed, next_offset))
         return b"".join(pieces)
 
-    def _listed(self, name: bytes, listed: Node | Unreachable, next_offset: int) -> bytes:
-        if isinstance(listed, Unreachable):
+    def _listed(self, name: bytes, listed: Node | NameOnly, next_offset: int) -> bytes:
+        if isinstance(listed, NameOnly):
             inode, mode = listed
         elif name in (b".", b".."):
             inode, mode = listed.inode, listed.file_type

@@ -40,9 +40,9 @@ from pyoverlay.overlay.filesystem import (
     Change,
     CopyUpNeeded,
     LoadNeeded,
+    NameOnly,
     Node,
     OverlayFilesystem,
-    Unreachable,
 )
 
 log = logging.getLogger(__name__)
@@ -381,7 +381,7 @@ class OverlayOperations(pyfuse3.Operations):
         """List a directory with everything that stat shows."""
         entries = await self._run(0, lambda: self._filesystem.read_directory(fh, start_id))
         for name, listed, next_offset in entries:
-            if isinstance(listed, Unreachable):
+            if isinstance(listed, NameOnly):
                 entry = self._name_only(listed.inode, listed.mode)
             elif name in (b".", b".."):
                 entry = self._name_only(listed.inode, listed.file_type)

@@ -20,7 +20,7 @@ from pyoverlay.overlay.attributes import AttributeChanges, Change
 from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.copy_up import CopyUp, CopyUpNeeded, CopyUps
 from pyoverlay.overlay.files import Files, OpenFile
-from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, Unreachable
+from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, NameOnly
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
 from pyoverlay.overlay.node import Attributes, Directory, Node
@@ -31,9 +31,9 @@ __all__ = [
     "Change",
     "CopyUpNeeded",
     "LoadNeeded",
+    "NameOnly",
     "Node",
     "OverlayFilesystem",
-    "Unreachable",
 ]
 
 Result = TypeVar("Result")
@@ -232,7 +232,7 @@ class OverlayFilesystem:
         """Open a directory for listing; return its handle."""
         return self._new_handle(DirectoryReader(self.directory(nodeid)))
 
-    def read_directory(self, handle: int, offset: int) -> Iterator[tuple[bytes, Node | Unreachable, int]]:
+    def read_directory(self, handle: int, offset: int) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
         """Iterate over (name, node, next offset) from an offset on; 0 begins anew."""
         return self._listing.read(self._reader(handle), offset)
 

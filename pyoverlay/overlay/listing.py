@@ -27,8 +27,14 @@ class LoadNeeded(Exception):  # noqa: N818 - it asks for something, nothing fail
         self.load = load
 
 
-class Unreachable(NamedTuple):
-    """An entry that is listed though its lookup fails (a redirect that may not be followed)."""
+class NameOnly(NamedTuple):
+    """An entry that is listed without what stat shows of it; whoever wants to know looks it up.
+
+    One whose lookup fails (a redirect that may not be followed), or a file that has, or had, several names:
+    the kernel counts a name down when its removal is answered, and would do so from the count after the
+    removal, were a listing of another of its directories to tell it first.  With none left in its books,
+    it refuses to link the file (fs/namei.c: vfs_link).
+    """
 
     inode: int
     mode: int
@@ -50,7 +56,7 @@ class Listing:
         """List what ``lookup`` finds."""
         self._lookup = lookup
 
-    def read(self, reader: DirectoryReader, offset: int) -> Iterator[tuple[bytes, Node | Unreachable, int]]:
+    def read(self, reader: DirectoryReader, offset: int) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
         """Return an iterator over (name, node, offset of the next entry) from ``offset`` on; 0 begins anew.
 
         ``.`` and ``..`` come first.  Names that have gone meanwhile are left out.  Raises LoadNeeded,
@@ -64,27 +70,31 @@ class Listing:
 
     def _entries(
         self, directory: Directory, names: list[bytes], offset: int
-    ) -> Iterator[tuple[bytes, Node | Unreachable, int]]:
+    ) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
         if offset < 1:
             yield b".", directory, 1
         if offset < 2:
             yield b"..", directory.parent or directory, 2
         for index in range(max(offset - 2, 0), len(names)):
             name = names[index]
+            entry: Node | NameOnly
             try:
-                entry: Node | Unreachable = self._lookup.find(directory, name)
+                entry = node = self._lookup.find(directory, name)
             except FileNotFoundError:
                 continue
             except OSError:
                 entry = self._unreachable(directory, name)
+            else:
+                if node.link_key:
+                    entry = NameOnly(node.inode, node.file_type)
             yield name, entry, index + _FIRST_NAME
 
-    def _unreachable(self, directory: Directory, name: bytes) -> Unreachable:
+    def _unreachable(self, directory: Directory, name: bytes) -> NameOnly:
         known = directory.entries[name]
         assert isinstance(known, tuple)
         first = known[0].child(name)
         status = first.status()
-        return Unreachable(self._lookup.numbers.number(first.layer, status.st_ino), status.st_mode)
+        return NameOnly(self._lookup.numbers.number(first.layer, status.st_ino), status.st_mode)
 
     def load(self, directory: Directory) -> None:
         """Read all layers' entries of a directory, once.  Raises LoadNeeded for a large one."""

@@ -170,3 +170,34 @@ def test_directory_is_filled_or_removed_but_not_both(stack: Stack, mount_overlay
     seen = snapshot(mount.path)
     mount.remount()
     assert snapshot(mount.path) == seen
+
+
+def test_a_file_keeps_its_link_count_while_it_is_listed(mount_overlay: MountFactory) -> None:
+    """A listing of one directory tells nothing of a name that is being removed in another.
+
+    Else the kernel counts that name down twice, and finds none left when the file is to be linked again.
+    """
+    mount = mount_overlay()
+    source, target = mount.path / "a" / "file", mount.path / "b" / "file"
+    for name in (source, target):
+        name.parent.mkdir()
+    source.touch()
+    done = threading.Event()
+
+    def list_directory(directory: Path) -> None:
+        while not done.is_set():
+            os.listdir(directory)
+
+    listers = [threading.Thread(target=list_directory, args=(name.parent,)) for name in (source, target)]
+    for lister in listers:
+        lister.start()
+    try:
+        for _ in range(1500):
+            os.link(source, target)
+            source.unlink()
+            source, target = target, source
+    finally:
+        done.set()
+        for lister in listers:
+            lister.join()
+    assert source.stat().st_nlink == 1

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pyoverlay.layers import marks, syscalls
-from pyoverlay.overlay.filesystem import LoadNeeded, Unreachable
+from pyoverlay.overlay.filesystem import LoadNeeded, NameOnly, Node
 from pyoverlay.overlay.merging import DirectoryLoad
+from pyoverlay.overlay.node import ROOT_NODEID
 from tests.harness import Stack as LayerDirectories
 from tests.harness import fails_with
 from tests.harness.content import (
@@ -96,7 +97,7 @@ def test_an_entry_that_can_not_be_looked_up_is_listed(
     handle = vfs.fs.open_directory(vfs.node(b"").nodeid)
     entries = {name: entry for name, entry, _next in vfs.fs.read_directory(handle, 0)}
     unreachable = entries[b"redirected"]
-    assert isinstance(unreachable, Unreachable)
+    assert isinstance(unreachable, NameOnly)
     assert unreachable.inode == redirected.stat().st_ino and stat.S_ISDIR(unreachable.mode)
 
 
@@ -382,3 +383,16 @@ def test_emptiness_is_that_of_the_merged_directory(stack: LayerDirectories, over
         overlay.rmdir(b"shown")
     overlay.rmdir(b"hidden")
     assert overlay.names() == [b"shown"]
+
+
+def test_a_file_of_several_names_is_listed_without_its_attributes(
+    stack: LayerDirectories, overlay: Vfs
+) -> None:
+    """Its number and type are listed; how many names it has is told only when somebody asks."""
+    os.link(make_file(stack.upper / "several"), stack.upper / "another")
+    make_file(stack.upper / "one")
+    root = overlay.fs.open_directory(ROOT_NODEID)
+    listed = {name: node for name, node, _offset in overlay.fs.read_directory(root, 0)}
+    number = (stack.upper / "several").stat().st_ino
+    assert listed[b"several"] == listed[b"another"] == NameOnly(number, stat.S_IFREG)
+    assert isinstance(listed[b"one"], Node)

@@ -7,6 +7,7 @@ by the scripts that the machine prints.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from tests.differential.allowed import NEEDLESS_COPIES, NEEDLESS_MARKS, allowed
 from tests.differential.descriptors import let_go, touch_same_of
 from tests.differential.operation import Operation, Outcome
 from tests.differential.upper import leftovers, on_disk, with_coarse_time, without_mark
-from tests.harness import Entry, Kind, Mount, Stack, libc, make_stack, snapshot
+from tests.harness import Entry, Kind, Mount, MountRefusedError, Stack, libc, make_stack, snapshot
 
 REMOUNT = Operation("remount")
 """Both are unmounted and mounted again, after all that is held open was closed."""
@@ -123,7 +124,8 @@ class Pair:
         if operation == REMOUNT:
             self._release()
             for mount in self._mounts:
-                mount.remount()
+                with self._living():
+                    mount.remount()
         elif operation == FORGET:
             for mount in self._mounts:
                 libc.mount("none", mount.path, "none", libc.MS_REMOUNT)
@@ -131,6 +133,14 @@ class Pair:
             self.compare()
         self.history.append((operation, Outcome(None)))
         return Outcome(None)
+
+    @contextlib.contextmanager
+    def _living(self) -> Iterator[None]:
+        """A daemon that doesn't end, or a mount that is refused, is a mismatch like others."""
+        try:
+            yield
+        except (AssertionError, MountRefusedError, OSError) as error:
+            raise MismatchError("life", f"{error}\nafter:\n{self._told()}") from error
 
     def _release(self) -> None:
         for mount in self._mounts:
@@ -162,7 +172,8 @@ class Pair:
         self._release()
         self.compare_merged()
         for mount in self._mounts:
-            mount.unmount()
+            with self._living():
+                mount.unmount()
         self.compare_uppers()
         if self._said():
             raise MismatchError("log", f"the daemon spoke, after:\n{self._told()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 
 import trio
 import trio.testing
@@ -24,7 +25,8 @@ async def _receive(end: socket.socket) -> bytes:
     return end.recv(BIGGEST)
 
 
-async def test_a_request_that_waits_for_room_is_passed_on(overlay: Vfs) -> None:
+async def test_a_request_that_waits_for_room_is_passed_on(open_overlay: Callable[..., Vfs]) -> None:
+    overlay = open_overlay(fast_path=False)
     kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (kernel, device):
         end.setblocking(False)

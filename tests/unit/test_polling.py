@@ -13,9 +13,18 @@ import trio.testing
 
 from pyoverlay.fuse.polling import Polling
 from pyoverlay.fuse.wire import Opcode
-from tests.unit.test_forwarder import SECONDS, Ends, make_ends, nothing_arrives, receive, reply, request
+from tests.unit.test_forwarder import (
+    SECONDS,
+    Ends,
+    make_ends,
+    nothing_arrives,
+    overlay,
+    receive,
+    reply,
+    request,
+)
 
-__all__ = ["make_ends"]
+__all__ = ["make_ends", "overlay"]
 
 
 async def _nothing() -> None:

@@ -206,9 +206,11 @@ def _do_all(
             progress.refresh()
             progress.advance(task)
 
-        for workload in workloads:
+        for number, workload in enumerate(workloads, 1):
             progress.update(task, description=f"{workload.name}: making its layers")
             progress.refresh()
+            if not progress.console.is_terminal:
+                progress.console.print(f"{number} of {len(workloads)}: {workload.name}")
             runner.run_workload(workload, systems, rounds[workload.name], show)
             results.save(out)
         progress.update(task, description="done")

@@ -79,7 +79,6 @@ def tar_rootfs(trial: Trial) -> None:
     layers=project,
     caches=Caches.WARM,
     heavy=True,
-    quick=True,
     writes=True,
     stands_for="unpacking a release, ADD and COPY in a container build, npm install",
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyoverlay.layers import marks
+from pyoverlay.layers.layer import Layer
 from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.copy_up import CopyUps
 from pyoverlay.overlay.node import Directory, Node
@@ -22,6 +23,9 @@ _ACL_PREFIX: Final = b"system.posix_acl_"
 _DEFAULT_ACL: Final = b"system.posix_acl_default"
 _TRUSTED_PREFIX: Final = b"trusted."
 _CAPABILITY: Final = b"security.capability"
+_LISTED: Final = (b"security.", b"user.", b"trusted.", _ACL_PREFIX)
+"""Attributes of these names are stored with a file: listxattr(2) tells of each that getxattr(2) has."""
+_MOST_ABSENT: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,11 @@ class AttributeChanges:
     def __init__(self, copy_ups: CopyUps) -> None:
         """Work on nodes that ``copy_ups`` can move to the upper."""
         self._copy_ups = copy_ups
+        self._lookup = copy_ups.lookup
         self._dialect = copy_ups.stack.dialect
         self._has_acls = copy_ups.stack.options.acl
+        self._absent: set[tuple[Layer, int, bytes]] = set()
+        """Where a layer has answered, for a type of files, that an attribute isn't there: it can have it."""
 
     def change(self, node: Node, change: Change, descriptor: int | None = None) -> None:
         """Apply ``change``; ``descriptor`` is the caller's own, open for writing, if it has one.
@@ -113,7 +120,26 @@ class AttributeChanges:
         Raises OSError ENODATA, EOPNOTSUPP.
         """
         self._refuse_acl_if_off(name)
-        return node.real.attribute(marks.to_disk(self._dialect, name))
+        name_on_disk = marks.to_disk(self._dialect, name)
+        real = node.real
+        kind = (real.layer, node.file_type, name_on_disk)
+        if kind in self._absent and name_on_disk not in self._lookup.attribute_names(node):
+            raise error(errno.ENODATA)
+        try:
+            return real.attribute(name_on_disk)
+        except OSError as failure:
+            if failure.errno == errno.ENODATA and name_on_disk.startswith(_LISTED):
+                self._note_absent(kind)
+            raise
+
+    def _note_absent(self, kind: tuple[Layer, int, bytes]) -> None:
+        """Take note that ENODATA is the answer where a list of attributes lacks this one.
+
+        Not so for attributes that a file system makes up, which it needn't list, or doesn't have at all.
+        """
+        if len(self._absent) >= _MOST_ABSENT:
+            self._absent.clear()
+        self._absent.add(kind)
 
     def names(self, node: Node, *, trusted: bool) -> list[bytes]:
         """List the extended attributes; ``trusted`` ones only for those who may see them.
@@ -160,5 +186,6 @@ class AttributeChanges:
 def _note_change(node: Node) -> None:
     """Forget what is known of a node's attributes."""
     node.attributes = None
+    node.attribute_names = None
     if isinstance(node, Directory):
         node.inheritance = None

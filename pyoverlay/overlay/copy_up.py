@@ -51,7 +51,7 @@ class CopyUps:
 
     def __init__(self, lookup: Lookup) -> None:
         """Copy up what ``lookup`` found."""
-        self._lookup = lookup
+        self.lookup: Final = lookup
         self.stack: Final[Stack] = lookup.stack
         self.moved: list[Node] = []
         """Nodes that were copied up since somebody took note of it: what the kernel caches of them is old."""
@@ -98,7 +98,7 @@ class CopyUps:
         if not node.unlinked:
             assert node.parent is not None
             self.directory(node.parent)
-        self._lookup.verify_data(node)
+        self.lookup.verify_data(node)
         return CopyUp(self, node, with_data=with_data)
 
     def run(self, node: Node, *, with_data: bool = True) -> None:
@@ -224,7 +224,7 @@ class CopyUps:
             _note_cover(parent, node.name)
         if broken_link:
             # Each name of a lower hard link becomes a file of its own (the kernel with index=off).
-            node.inode = self._lookup.numbers.number(upper.layer, upper.status().st_ino)
+            node.inode = self.lookup.numbers.number(upper.layer, upper.status().st_ino)
         elif parent is not None:
             self.mark_impure(parent)
         self.take_note(node, parent)
@@ -245,6 +245,7 @@ class CopyUps:
         for changed in (node, parent):
             if changed is not None:
                 changed.attributes = None
+                changed.attribute_names = None
                 self.moved.append(changed)
 
     @contextlib.contextmanager

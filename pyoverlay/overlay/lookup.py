@@ -21,6 +21,7 @@ from pyoverlay.overlay.node import Attributes, Directory, InodeNumbers, Node, No
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _LOOKUPS_BEFORE_LOADING: Final = 8
 _BLOCK: Final = 512
+_NO_ATTRIBUTES: Final[frozenset[bytes]] = frozenset()
 _NO_UUID: Final = bytes(16)
 
 
@@ -39,6 +40,8 @@ class Found:
 
     objects: list[LayerObject]
     status: os.stat_result
+    attribute_names: frozenset[bytes] | None = None
+    """Its extended attributes, where they had to be read."""
 
 
 class Lookup:
@@ -114,8 +117,7 @@ class Lookup:
                 break
             if not stat.S_ISDIR(seen.st_mode):
                 if not objects:
-                    self._suspect_metacopy(candidate, seen)
-                    return Found([candidate], seen)
+                    return Found([candidate], seen, self._suspect_metacopy(candidate, seen))
                 break
             self._refuse_trap(seen)
             objects.append(candidate)
@@ -238,28 +240,45 @@ class Lookup:
         if (status.st_dev, status.st_ino) in self.stack.traps:
             raise error(errno.ELOOP)
 
-    def _suspect_metacopy(self, candidate: LayerObject, status: os.stat_result) -> None:
+    def _suspect_metacopy(self, candidate: LayerObject, status: os.stat_result) -> frozenset[bytes] | None:
         """Refuse a lower file of metadata only, asking just those that may be one.
 
         Such a file has no data blocks, but one block of attributes may be counted.  Opening a file asks
-        for certain; so does the lookup of an upper file, whose attributes are read anyway.
+        for certain; so does the lookup of an upper file, whose attributes are read anyway.  Returns the
+        names of the attributes, if they were read.
         """
         if candidate.layer.writable or not stat.S_ISREG(status.st_mode):
-            return
+            return None
         allocated = status.st_blocks * _BLOCK
         if status.st_size and (allocated < status.st_size or allocated <= status.st_blksize):
-            self._refuse_metacopy(candidate)
+            return self._refuse_metacopy(self._attribute_names(candidate))
+        return None
 
     def verify_data(self, node: Node) -> None:
         """Raise OSError EPERM when a regular file's data isn't where its name is; asked of the layer once."""
         if not node.verified and node.upper is None:
-            self._refuse_metacopy(node.real)
+            self._refuse_metacopy(self.attribute_names(node))
         node.verified = True
 
-    def _refuse_metacopy(self, candidate: LayerObject) -> None:
+    def _refuse_metacopy(self, names: frozenset[bytes]) -> frozenset[bytes]:
         """Raise OSError EPERM when a regular file's data is elsewhere (``metacopy``)."""
-        if self.stack.dialect.attribute("metacopy") in candidate.list_attributes():
+        if self.stack.dialect.attribute("metacopy") in names:
             raise error(errno.EPERM)
+        return names
+
+    def attribute_names(self, node: Node) -> frozenset[bytes]:
+        """Return the extended attributes that a node may have on disk, read once until we change them.
+
+        What the kernel removes by itself (capabilities, when a file is written) may still be among them.
+        """
+        if node.attribute_names is None:
+            node.attribute_names = self._attribute_names(node.real)
+        return node.attribute_names
+
+    @staticmethod
+    def _attribute_names(candidate: LayerObject) -> frozenset[bytes]:
+        names = candidate.list_attributes()
+        return frozenset(names) if names else _NO_ATTRIBUTES
 
     def directory_marks(self, directory: LayerObject) -> DirectoryMarks:
         """Read the marks of a layer's directory, in every dialect."""
@@ -298,6 +317,7 @@ class Lookup:
             node: Node = self._make_directory(upper, found)
         elif upper is None:
             node = Node(file_type, self.numbers.number(top.layer, status.st_ino), None, top)
+            node.attribute_names = found.attribute_names
         else:
             # Also with one name left: a descriptor may be open that came by another.
             known = self.nodes.hard_link(link_key(status))

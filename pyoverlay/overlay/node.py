@@ -45,6 +45,7 @@ class Node:
 
     __slots__ = (
         "aliases",
+        "attribute_names",
         "attributes",
         "file_type",
         "inode",
@@ -75,6 +76,8 @@ class Node:
         self.upper = upper
         self.lower = lower
         self.attributes: Attributes | None = None
+        self.attribute_names: frozenset[bytes] | None = None
+        """Where known: on disk it has no extended attributes but these, or fewer."""
         self.link_key = 0
         """Names the upper's inode, when that has or had several names: `link_key`."""
         self.unlinked = False

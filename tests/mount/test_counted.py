@@ -295,6 +295,36 @@ def test_whiteouts_are_links(mount: Mount, base: Path) -> None:
     assert calls["linkat"] == 20
 
 
+def test_attributes_that_are_not_there_cost_nothing(mount: Mount) -> None:
+    """`ls -l` asks three for each file: what the lookup read of a small file answers them."""
+    names = sorted(os.listdir(mount.path / "shared"))
+    wanted = ("system.posix_acl_access", "security.selinux", "security.capability")
+
+    def ask(name: str) -> None:
+        for attribute in wanted:
+            with fails_with(errno.ENODATA):
+                os.getxattr(mount.path / "shared" / name, attribute)
+
+    # Each layer must have said once that it can have them.
+    for name in names[:2]:
+        ask(name)
+    with spending(mount) as spent:
+        for name in names[2:]:
+            ask(name)
+    assert spent.requests == {"GETXATTR": len(wanted) * (len(names) - 2)}
+    assert spent.layer_syscalls == 0
+
+
+def test_opening_a_small_file_costs_one_call(mount: Mount) -> None:
+    """That it isn't a file of metadata only has been seen when it was looked up."""
+    names = sorted(os.listdir(mount.path / "shared"))
+    with spending(mount) as spent:
+        for name in names:
+            os.close(os.open(mount.path / "shared" / name, os.O_RDONLY))
+    assert spent.requests["OPEN"] == len(names)
+    assert spent.layer_syscalls == len(names)
+
+
 # --- system calls a request ---------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from typing import Final, Literal, NoReturn, get_args
 Fsync = Literal["auto", "strict", "volatile"]
 Xino = Literal["off", "auto", "on"]
 RedirectDir = Literal["nofollow", "follow"]
+Passthrough = Literal["auto", "off"]
 
 MAXIMUM_LOWERS: Final = 500
 """Lower directories in one mount (fs/overlayfs/params.h: OVL_MAX_STACK)."""
@@ -61,6 +62,7 @@ class MountOptions:
     redirect_dir: RedirectDir = "follow"
     timeout: float = 1e9
     fast_path: bool = True
+    passthrough: Passthrough = "auto"
 
     @property
     def volatile(self) -> bool:
@@ -101,6 +103,7 @@ _CHOICES: Final[dict[str, dict[str, object]]] = {
     "xino": {value: value for value in get_args(Xino)},
     "redirect_dir": {"off": "off", "nofollow": "nofollow", "follow": "follow"},
     "fast_path": {"on": True, "off": False},
+    "passthrough": {value: value for value in get_args(Passthrough)},
 }
 
 # Features of the kernel that we don't have: "off" is fine, but asking for one must not pass unheard.
@@ -444,6 +447,8 @@ def format_options(options: MountOptions) -> str:
         words.append(f"timeout={options.timeout!r}")
     if not options.fast_path:
         words.append("fast_path=off")
+    if options.passthrough != "auto":
+        words.append(f"passthrough={options.passthrough}")
     return ",".join(words)
 
 

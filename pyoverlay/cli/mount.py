@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Final
 
 from pyoverlay.cli import arguments
+from pyoverlay.fuse.device import is_administrator
 from pyoverlay.options import MountOptions, parse_options
 
 _EPILOG: Final = r"""
@@ -33,12 +33,10 @@ options for -o, separated by commas:
                           whether redirects that others wrote are followed
   timeout=SECONDS         how long the kernel may keep answers (default: for good)
   fast_path=on|off        answer simple requests at once
+  passthrough=auto|off    let the kernel read and write open files of the upper by itself
   index=off metacopy=off context=LABEL
                           accepted, and change nothing
 """
-
-_FULL_UID_MAP: Final = ["0", "0", "4294967295"]
-_CAP_SYS_ADMIN: Final = 21
 
 
 def main(words: list[str]) -> int:
@@ -102,15 +100,6 @@ def default_options() -> tuple[bool, list[str]]:
         and words that go before the user's.  Root of a user namespace can't have the former, but serves
         other users as root does, and its suid bits and devices hold within the namespace only.
     """
-    if _is_administrator():
+    if is_administrator():
         return True, []
     return False, ["allow_other,suid,dev"] if os.geteuid() == 0 else []
-
-
-def _is_administrator() -> bool:
-    if Path("/proc/self/uid_map").read_text(encoding="ascii").split() != _FULL_UID_MAP:
-        return False
-    for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    return False

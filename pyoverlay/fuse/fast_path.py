@@ -29,6 +29,7 @@ from pyoverlay.overlay.filesystem import (
     Node,
     OverlayFilesystem,
 )
+from pyoverlay.overlay.node import WRITTEN_UNSEEN
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,19 @@ class Transport(Protocol):
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
 
+    def opened(self, handle: int) -> tuple[int, int]:
+        """Decide how an opened file is read and written: FOPEN flags, and a backing file's number."""
+
+    def read_later(self, unique: int, descriptor: int, size: int, offset: int) -> None:
+        """Have data read that must be waited for, and the request ``unique`` answered."""
+
 
 class _Waits(Exception):  # noqa: N818 - it says whose the request is, nothing failed
     """The request is pyfuse3's."""
+
+
+class _AnsweredLater(Exception):  # noqa: N818 - nothing failed
+    """Somebody else will answer the request."""
 
 
 class FastPath:
@@ -54,6 +65,7 @@ class FastPath:
         self._filesystem = filesystem
         self._transport = transport
         self._validity = messages.Validity(filesystem.stack.options.timeout)
+        self._name_only_validity = messages.Validity(filesystem.stack.options.timeout, attributes=0)
         self._read_buffer = memoryview(bytearray(MAX_TRANSFER))
         self._handlers: dict[int, Handler] = {
             int(Opcode.LOOKUP): self._lookup,
@@ -76,10 +88,13 @@ class FastPath:
             int(Opcode.RELEASE): self._release,
             int(Opcode.GETXATTR): self._get_extended_attribute,
             int(Opcode.LISTXATTR): self._list_extended_attributes,
+            int(Opcode.SETXATTR): self._set_extended_attribute,
+            int(Opcode.REMOVEXATTR): self._remove_extended_attribute,
             int(Opcode.OPENDIR): self._open_directory,
             int(Opcode.READDIRPLUS): self._read_directory,
             int(Opcode.RELEASEDIR): self._release,
             int(Opcode.STATFS): self._file_system,
+            int(Opcode.IOCTL): self._control,
         }
 
     def answer(self, opcode: int, unique: int, nodeid: int, message: memoryview) -> list[Buffer] | None:
@@ -91,6 +106,8 @@ class FastPath:
             body = handler(nodeid, message)
         except (_Waits, CopyUpNeeded, LoadNeeded):
             return None
+        except _AnsweredLater:
+            return []
         except OSError as failure:
             return [wire.error_reply(unique, failure.errno or errno.EIO)]
         except Exception:
@@ -122,10 +139,14 @@ class FastPath:
     def _entry(self, node: Node) -> bytes:
         shown = self._filesystem.attributes(node)
         self._filesystem.remember(node)
-        return messages.entry_answer(node.nodeid, shown, self._validity)
+        return messages.entry_answer(node.nodeid, shown, self._validity_of(node))
 
     def _shown(self, node: Node) -> bytes:
-        return messages.attributes_answer(self._filesystem.attributes(node), self._validity)
+        shown = self._filesystem.attributes(node)
+        return messages.attributes_answer(shown, self._validity_of(node))
+
+    def _validity_of(self, node: Node) -> messages.Validity:
+        return self._name_only_validity if node.unseen & WRITTEN_UNSEEN else self._validity
 
     # Names
 
@@ -212,6 +233,19 @@ class FastPath:
             raise _Waits  # who may see them is asked there
         return _sized(message, b"".join(name + b"\0" for name in names))
 
+    def _set_extended_attribute(self, nodeid: int, message: memoryview) -> Buffer:
+        size, flags = messages.COUNT.unpack_from(message, messages.BODY)
+        if flags and self._filesystem.node(nodeid).upper is None:
+            raise _Waits  # whether it is there is asked before it is copied up
+        names = bytes(message[messages.BODY + messages.COUNT.size :])
+        name, _, value = names.partition(b"\0")
+        self._filesystem.set_extended_attribute(nodeid, name, value[:size], flags)
+        return b""
+
+    def _remove_extended_attribute(self, nodeid: int, message: memoryview) -> Buffer:
+        self._filesystem.remove_extended_attribute(nodeid, messages.name_at(message, messages.BODY))
+        return b""
+
     def _file_system(self, _nodeid: int, _message: memoryview) -> Buffer:
         return messages.file_system_answer(self._filesystem.status_of_file_system())
 
@@ -219,28 +253,31 @@ class FastPath:
 
     def _open(self, nodeid: int, message: memoryview) -> Buffer:
         flags, _ = messages.FLAGS.unpack_from(message, messages.BODY)
-        return messages.opened_answer(self._filesystem.open(nodeid, flags), messages.FOPEN_KEEP_CACHE)
+        handle = self._filesystem.open(nodeid, flags)
+        return messages.opened_answer(handle, *self._transport.opened(handle))
 
     def _create(self, nodeid: int, message: memoryview) -> Buffer:
         flags, mode, umask, _ = messages.CREATE.unpack_from(message, messages.BODY)
         name = messages.name_at(message, messages.BODY + messages.CREATE.size)
         caller = self._caller(message, umask)
         node, handle = self._filesystem.create(nodeid, name, mode | stat.S_IFREG, flags, caller)
-        return self._entry(node) + messages.opened_answer(handle, messages.FOPEN_KEEP_CACHE)
+        opened = messages.opened_answer(handle, *self._transport.opened(handle))
+        return self._entry(node) + opened
 
     def _read(self, _nodeid: int, message: memoryview) -> Buffer:
-        """Read what is in the page cache: preadv2(2), RWF_NOWAIT."""
+        """Read what is in the page cache: preadv2(2), RWF_NOWAIT.  For the rest others wait."""
         handle, offset, size = messages.READ.unpack_from(message, messages.BODY)
         descriptor = self._filesystem.descriptor_for_reading(handle)
         wanted = self._read_buffer[:size]
         try:
             count = os.preadv(descriptor, [wanted], offset, os.RWF_NOWAIT)
         except OSError as failure:
-            if failure.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-                raise _Waits from None
-            raise
+            if failure.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            count = 0
         if count < size and offset + count < os.fstat(descriptor).st_size:
-            raise _Waits
+            self._transport.read_later(messages.unique_of(message), descriptor, size, offset)
+            raise _AnsweredLater
         return wanted[:count]
 
     def _write(self, _nodeid: int, message: memoryview) -> Buffer:
@@ -256,10 +293,14 @@ class FastPath:
         self._filesystem.release(messages.NUMBER.unpack_from(message, messages.BODY)[0])
         return b""
 
+    def _control(self, _nodeid: int, _message: memoryview) -> Buffer:
+        """Know no ioctl(2), as is said of the many that only ask whether a file is a terminal."""
+        raise error(errno.ENOTTY)
+
     # Directories
 
     def _open_directory(self, nodeid: int, _message: memoryview) -> Buffer:
-        return messages.opened_answer(self._filesystem.open_directory(nodeid), 0)
+        return messages.opened_answer(self._filesystem.open_directory(nodeid), 0, 0)
 
     def _read_directory(self, _nodeid: int, message: memoryview) -> Buffer:
         handle, offset, room = messages.READ.unpack_from(message, messages.BODY)

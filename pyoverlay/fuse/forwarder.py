@@ -23,8 +23,10 @@ from typing import Final, NamedTuple
 import trio
 
 from pyoverlay.fuse import wire
-from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.device import MAX_TRANSFER, is_administrator
 from pyoverlay.fuse.fast_path import FastPath
+from pyoverlay.fuse.passthrough import Passthrough
+from pyoverlay.fuse.reading import WaitingReads
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.filesystem import OverlayFilesystem
 
@@ -40,8 +42,11 @@ _PAIR_BUFFER: Final = 4 * 1024 * 1024
 _SO_SNDBUFFORCE: Final = 32
 
 # As plain numbers: they are compared once a request.
+_CREATE: Final = int(Opcode.CREATE)
 _INIT: Final = int(Opcode.INIT)
 _INTERRUPT: Final = int(Opcode.INTERRUPT)
+_OPEN: Final = int(Opcode.OPEN)
+_RELEASE: Final = int(Opcode.RELEASE)
 _READDIRPLUS: Final = int(Opcode.READDIRPLUS)
 
 # As the only writer we know when data changes: the kernel need not guess from times and sizes.
@@ -111,6 +116,9 @@ class Forwarder:
         self._reply_view = memoryview(self._reply_buffer)
         self._ours, self._theirs = _message_pair()
         self._kernel_offers = wire.InitRequest(0, 0, 0, 0)
+        self._waiting_reads = WaitingReads(self._write)
+        self.read_later = self._waiting_reads.read
+        self._passthrough = Passthrough(device, filesystem)
         self._fast_path = FastPath(filesystem, self) if filesystem.stack.options.fast_path else None
         self._debugging = log.isEnabledFor(logging.DEBUG)
 
@@ -226,6 +234,8 @@ class Forwarder:
             self._offer_less(message)
         elif opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
             self._kill_privileges(nodeid)
+        elif opcode == _RELEASE:
+            self._passthrough.released(wire.released_handle(message))
         if self._fast_path is not None:
             answer = self._fast_path.answer(opcode, unique, nodeid, message)
             if answer is not None:
@@ -317,6 +327,10 @@ class Forwarder:
             opcode = request.opcode
             if opcode in wire.ANSWERS_WITH_ENTRY:
                 self._show_entry_inode(message)
+                if opcode == _CREATE:
+                    self._show_opened(opcode, message)
+            elif opcode == _OPEN:
+                self._show_opened(opcode, message)
             elif opcode == _READDIRPLUS:
                 self._show_listed_inodes(message)
             elif opcode == _INIT:
@@ -352,10 +366,15 @@ class Forwarder:
         flags = _FEATURES
         if self._filesystem.stack.options.acl:
             flags |= wire.POSIX_ACL
+        flags &= self._kernel_offers.flags
+        if self._filesystem.stack.options.passthrough == "auto" and is_administrator():
+            flags |= (wire.PASSTHROUGH | wire.INIT_EXT) & self._kernel_offers.flags
+        if flags & wire.PASSTHROUGH:
+            self._passthrough.enable()
         reply = wire.init_reply(
             unique,
             min(wire.init_reply_minor(message), self._kernel_offers.minor),
-            flags=flags & self._kernel_offers.flags,
+            flags=flags,
             max_readahead=min(self._kernel_offers.max_readahead, MAX_TRANSFER),
             max_write=MAX_TRANSFER,
             max_background=_MAX_BACKGROUND,
@@ -367,6 +386,13 @@ class Forwarder:
         node = self._filesystem.nodes.get(wire.entry_nodeid(message))
         if node is not None:
             wire.set_entry_inode(message, node.inode)
+
+    def opened(self, handle: int) -> tuple[int, int]:
+        """Decide how an opened file is read and written; see `Passthrough.opened`."""
+        return self._passthrough.opened(handle)
+
+    def _show_opened(self, opcode: int, message: memoryview) -> None:
+        wire.set_opened(opcode, message, *self.opened(wire.opened_handle(opcode, message)))
 
     def _show_listed_inodes(self, message: memoryview) -> None:
         nodes = self._filesystem.nodes
@@ -399,6 +425,7 @@ class Forwarder:
 
     def close(self) -> None:
         """Close the device and our end of the pair: whoever still waits for an answer gets ENOTCONN."""
+        self._waiting_reads.close()
         os.close(self._device)
         self._ours.close()
 

@@ -46,8 +46,6 @@ FATTR_MTIME_NOW: Final = 1 << 8
 # Answers
 
 HEADER: Final = struct.Struct("=IiQ")  # length, error, unique
-FOPEN_KEEP_CACHE: Final = 1 << 1
-
 _ATTRIBUTES: Final = struct.Struct("=QQQQQQIIIIIIIIII")
 _ENTRY: Final = struct.Struct("=QQQQII")
 _ENTRY_SIZE: Final = _ENTRY.size + _ATTRIBUTES.size
@@ -68,6 +66,11 @@ def name_at(message: memoryview, offset: int) -> bytes:
     return bytes(message[offset:-1])
 
 
+def unique_of(message: memoryview) -> int:
+    """Return the number of a request."""
+    return int(NUMBER.unpack_from(message, 8)[0])
+
+
 def two_names_at(message: memoryview, offset: int) -> tuple[bytes, bytes]:
     """Return the two names that end a message."""
     first, _, second = bytes(message[offset:-1]).partition(b"\0")
@@ -77,13 +80,17 @@ def two_names_at(message: memoryview, offset: int) -> tuple[bytes, bytes]:
 class Validity:
     """How long the kernel may keep what it is told, written as FUSE wants it."""
 
-    def __init__(self, seconds: float) -> None:
-        """Let it be kept for ``seconds``."""
-        whole = int(seconds)
-        self.seconds = whole
-        self.nanoseconds = int((seconds - whole) * _SECOND)
-        self.absent = _ENTRY.pack(0, 0, whole, 0, self.nanoseconds, 0) + bytes(_ATTRIBUTES.size)
+    def __init__(self, names: float, attributes: float | None = None) -> None:
+        """Let names be kept for ``names`` seconds, attributes as long unless said otherwise."""
+        self.names = _seconds(names)
+        self.attributes = self.names if attributes is None else _seconds(attributes)
+        self.absent = _ENTRY.pack(0, 0, self.names[0], 0, self.names[1], 0) + bytes(_ATTRIBUTES.size)
         """The answer to a lookup that finds nothing: it may be kept, too."""
+
+
+def _seconds(time: float) -> tuple[int, int]:
+    whole = int(time)
+    return whole, int((time - whole) * _SECOND)
 
 
 def attributes(shown: Attributes) -> bytes:
@@ -113,18 +120,19 @@ def attributes(shown: Attributes) -> bytes:
 
 def attributes_answer(shown: Attributes, validity: Validity) -> bytes:
     """Write struct fuse_attr_out."""
-    return _ATTRIBUTES_VALID.pack(validity.seconds, validity.nanoseconds, 0) + attributes(shown)
+    return _ATTRIBUTES_VALID.pack(*validity.attributes, 0) + attributes(shown)
 
 
 def entry_answer(nodeid: int, shown: Attributes, validity: Validity) -> bytes:
     """Write struct fuse_entry_out."""
-    seconds, nanoseconds = validity.seconds, validity.nanoseconds
-    return _ENTRY.pack(nodeid, 0, seconds, seconds, nanoseconds, nanoseconds) + attributes(shown)
+    name, name_ns = validity.names
+    attribute, attribute_ns = validity.attributes
+    return _ENTRY.pack(nodeid, 0, name, attribute, name_ns, attribute_ns) + attributes(shown)
 
 
-def opened_answer(handle: int, flags: int) -> bytes:
+def opened_answer(handle: int, flags: int, backing: int) -> bytes:
     """Write struct fuse_open_out."""
-    return _OPENED.pack(handle, flags, 0)
+    return _OPENED.pack(handle, flags, backing)
 
 
 def size_answer(size: int) -> bytes:

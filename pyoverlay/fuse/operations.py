@@ -35,7 +35,6 @@ from pyfuse3 import (
 from pyoverlay.fuse.copying import CopyUpQueue
 from pyoverlay.fuse.wire import NAME_ONLY
 from pyoverlay.overlay.filesystem import (
-    Attributes,
     Caller,
     Change,
     CopyUpNeeded,
@@ -44,6 +43,7 @@ from pyoverlay.overlay.filesystem import (
     Node,
     OverlayFilesystem,
 )
+from pyoverlay.overlay.node import WRITTEN_UNSEEN
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,8 @@ class OverlayOperations(pyfuse3.Operations):
 
     # Translation
 
-    def _show(self, attributes: Attributes) -> EntryAttributes:
+    def _show(self, node: Node) -> EntryAttributes:
+        attributes = self._filesystem.attributes(node)
         entry = EntryAttributes()
         entry.st_mode = ModeT(attributes.mode)
         entry.st_nlink = attributes.links
@@ -131,18 +132,17 @@ class OverlayOperations(pyfuse3.Operations):
         entry.st_mtime_ns = attributes.modification_ns
         entry.st_ctime_ns = attributes.change_ns
         entry.entry_timeout = self._timeout
-        entry.attr_timeout = self._timeout
+        entry.attr_timeout = 0 if node.unseen & WRITTEN_UNSEEN else self._timeout
         return entry
 
     def _attributes(self, node: Node) -> EntryAttributes:
-        attributes = self._filesystem.attributes(node)
-        entry = self._show(attributes)
-        entry.st_ino = InodeT(attributes.inode)
+        entry = self._show(node)
+        entry.st_ino = InodeT(node.inode)
         return entry
 
     def _entry(self, node: Node) -> EntryAttributes:
         """Show a node that the kernel is told of; the forwarder puts the inode number beside the nodeid."""
-        entry = self._show(self._filesystem.attributes(node))
+        entry = self._show(node)
         self._filesystem.remember(node)
         entry.st_ino = InodeT(node.nodeid)
         return entry

@@ -94,6 +94,9 @@ WRITE_KILL_SUIDGID: Final = 1 << 2
 OPEN_KILL_SUIDGID: Final = 1 << 0
 FATTR_KILL_SUIDGID: Final = 1 << 11
 
+INIT_EXT: Final = 1 << 30
+PASSTHROUGH: Final = 1 << 37
+
 NOTIFY_INVALIDATE_INODE: Final = 2
 
 NAME_ONLY: Final = 1 << 63
@@ -105,6 +108,10 @@ _IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
 _REQUEST_FIELDS: Final = struct.Struct("=4xIQQ8xI4x")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
 _INIT_IN: Final = struct.Struct("=IIII")
+_INIT_FLAGS_ABOVE_OFFSET: Final = 56
+"""Of ``flags2``, the upper half of the flags, which old kernels don't send."""
+_OPENED: Final = struct.Struct("=Ii")
+"""``open_flags`` and ``backing_id`` of struct fuse_open_out, after its handle."""
 _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
@@ -143,7 +150,7 @@ class ReplyHeader(NamedTuple):
 
 
 class InitRequest(NamedTuple):
-    """The head of struct fuse_init_in."""
+    """struct fuse_init_in; ``flags`` has all 64."""
 
     major: int
     minor: int
@@ -203,32 +210,39 @@ def init_request(message: Buffer) -> InitRequest:
     """Read the INIT request; raises ValueError when it is too short."""
     if len(message) < IN_HEADER_SIZE + _INIT_IN.size:
         raise ValueError("a FUSE INIT request is too short")
-    return InitRequest(*_INIT_IN.unpack_from(message, IN_HEADER_SIZE))
+    major, minor, max_readahead, flags = _INIT_IN.unpack_from(message, IN_HEADER_SIZE)
+    if flags & INIT_EXT and len(message) >= _INIT_FLAGS_ABOVE_OFFSET + _U32.size:
+        flags |= _number(_U32, message, _INIT_FLAGS_ABOVE_OFFSET) << 32
+    return InitRequest(major, minor, max_readahead, flags)
 
 
 def set_init_flags(message: bytearray | memoryview, flags: int, max_readahead: int) -> None:
-    """Change what an INIT request offers."""
+    """Change what an INIT request offers; ``flags`` are the lower half."""
     _U32.pack_into(message, IN_HEADER_SIZE + 8, max_readahead)
-    _U32.pack_into(message, IN_HEADER_SIZE + 12, flags)
+    _U32.pack_into(message, IN_HEADER_SIZE + 12, flags & 0xFFFFFFFF)
 
 
 def init_reply(
     unique: int, minor: int, *, flags: int, max_readahead: int, max_write: int, max_background: int
 ) -> bytes:
-    """Make the reply to INIT.  Sizes in bytes; ``max_write`` bounds reads and writes alike."""
+    """Make the reply to INIT.  Sizes in bytes; ``max_write`` bounds reads and writes alike.
+
+    With passthrough, backing files may be on file systems that aren't stacked themselves, and others, as the
+    kernel's overlayfs, may be stacked on this one (``max_stack_depth`` 1).
+    """
     body = _INIT_OUT.pack(
         7,
         minor,
         max_readahead,
-        flags,
+        flags & 0xFFFFFFFF,
         max_background,
         max_background * 3 // 4,
         max_write,
         1,
         max_write // PAGE,
         0,
-        0,
-        0,
+        flags >> 32,
+        1 if flags & PASSTHROUGH else 0,
     )
     return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), 0, unique) + body
 
@@ -270,6 +284,28 @@ def set_entry_inode(reply: bytearray | memoryview, inode: int, offset: int = OUT
     if len(reply) < offset + _ENTRY_SIZE:
         raise ValueError(f"a FUSE reply of {len(reply)} bytes has no whole entry")
     _U64.pack_into(reply, offset + _ENTRY_INODE_OFFSET, inode)
+
+
+def opened_handle(opcode: int, reply: Buffer) -> int:
+    """Return the handle in a reply to OPEN or CREATE."""
+    return _number(_U64, reply, _opened_offset(opcode))
+
+
+def set_opened(opcode: int, reply: bytearray | memoryview, flags: int, backing: int) -> None:
+    """Say in a reply to OPEN or CREATE how the file is read and written (FOPEN flags, backing file)."""
+    offset = _opened_offset(opcode) + _U64.size
+    if len(reply) < offset + _OPENED.size:
+        raise ValueError(f"a FUSE reply of {len(reply)} bytes has no whole struct fuse_open_out")
+    _OPENED.pack_into(reply, offset, flags, backing)
+
+
+def _opened_offset(opcode: int) -> int:
+    return OUT_HEADER_SIZE + (_ENTRY_SIZE if opcode == Opcode.CREATE else 0)
+
+
+def released_handle(message: Buffer) -> int:
+    """Return which handle a RELEASE is about."""
+    return _number(_U64, message, IN_HEADER_SIZE)
 
 
 def directory_entries(reply: Buffer) -> Iterator[int]:

@@ -322,10 +322,10 @@ class LayerObject:
 
     # Changing
 
-    def set_attribute(self, name: bytes, value: bytes) -> None:
-        """Set an extended attribute."""
+    def set_attribute(self, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute; ``flags`` as in setxattr(2)."""
         path, follow = self._attribute_path()
-        os.setxattr(path, name, value, follow_symlinks=follow)
+        os.setxattr(path, name, value, flags, follow_symlinks=follow)
 
     def remove_attribute(self, name: bytes) -> None:
         """Remove an extended attribute, or raise OSError ENODATA."""

@@ -155,12 +155,12 @@ class AttributeChanges:
             and (self._has_acls or not name.startswith(_ACL_PREFIX))
         ]
 
-    def set(self, node: Node, name: bytes, value: bytes) -> None:
-        """Set an extended attribute.  Raises CopyUpNeeded or OSError."""
+    def set(self, node: Node, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute; ``flags`` as in setxattr(2).  Raises CopyUpNeeded or OSError."""
         self._refuse_acl_if_off(name)
         name_on_disk = marks.to_disk(self._dialect, name)
         upper = self._copy_ups.need_upper(node)
-        upper.set_attribute(name_on_disk, value)
+        upper.set_attribute(name_on_disk, value, flags)
         _note_change(node)
 
     def remove(self, node: Node, name: bytes) -> None:

@@ -23,7 +23,7 @@ from pyoverlay.overlay.files import Files, OpenFile
 from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, NameOnly
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
-from pyoverlay.overlay.node import Attributes, Directory, Node
+from pyoverlay.overlay.node import NOT_WATCHED, Attributes, Directory, Node
 
 __all__ = [
     "Attributes",
@@ -57,6 +57,8 @@ class OverlayFilesystem:
         self._attributes = AttributeChanges(self._copy_ups)
         self._files = Files(self._lookup, self._copy_ups, self._attributes)
         self._namespace = Namespace(self._lookup, self._listing, self._copy_ups)
+        self.settle_unseen: Callable[[Node], None] = _settle_nothing
+        """Called with a node that was read or written without our being told, before its attributes are."""
         self._handles: dict[int, OpenFile | DirectoryReader] = {}
         self._next_handle = itertools.count(1)
 
@@ -93,6 +95,8 @@ class OverlayFilesystem:
 
     def attributes(self, node: Node) -> Attributes:
         """Return what stat shows of a node."""
+        if node.unseen & NOT_WATCHED:
+            self.settle_unseen(node)
         return self._lookup.attributes(node)
 
     def take_copied_up(self) -> list[int]:
@@ -154,9 +158,9 @@ class OverlayFilesystem:
         """List extended attributes; ``trusted`` ones only for those who may see them."""
         return self._attributes.names(self.node(nodeid), trusted=trusted)
 
-    def set_extended_attribute(self, nodeid: int, name: bytes, value: bytes) -> None:
-        """Set an extended attribute."""
-        self._attributes.set(self.node(nodeid), name, value)
+    def set_extended_attribute(self, nodeid: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute; ``flags`` as in setxattr(2)."""
+        self._attributes.set(self.node(nodeid), name, value, flags)
 
     def remove_extended_attribute(self, nodeid: int, name: bytes) -> None:
         """Remove an extended attribute."""
@@ -262,3 +266,7 @@ class OverlayFilesystem:
         """Close what is still open."""
         for handle in list(self._handles):
             self.release(handle)
+
+
+def _settle_nothing(_node: Node) -> None:
+    """Know of nobody who reads or writes unseen."""

@@ -16,7 +16,7 @@ from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer, LayerObject
 from pyoverlay.layers.stack import Stack
 from pyoverlay.layers.syscalls import error
-from pyoverlay.overlay.node import Attributes, Directory, InodeNumbers, Node, NodeTable, link_key
+from pyoverlay.overlay.node import NOT_WATCHED, Attributes, Directory, InodeNumbers, Node, NodeTable, link_key
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _LOOKUPS_BEFORE_LOADING: Final = 8
@@ -390,7 +390,7 @@ class Lookup:
 
     def attributes(self, node: Node) -> Attributes:
         """Return what stat shows of ``node``."""
-        if node.attributes is None:
+        if node.attributes is None or node.unseen & NOT_WATCHED:
             node.attributes = self.make_attributes(node, node.real.status())
         return node.attributes
 

@@ -15,6 +15,14 @@ from pyoverlay.overlay.birth import Inheritance
 
 ROOT_NODEID: Final = 1
 
+READ_UNSEEN: Final = 1
+"""The kernel may be reading it: its access time moves."""
+WRITTEN_UNSEEN: Final = 2
+"""Somebody may be writing to it: its size and times move."""
+PASSED: Final = 4
+"""It was open so once: what FUSE's page cache has of it may be old."""
+NOT_WATCHED: Final = READ_UNSEEN | WRITTEN_UNSEEN
+
 _FILE_SYSTEM_SHIFT: Final = 56
 
 
@@ -58,6 +66,7 @@ class Node:
         "nodeid",
         "parent",
         "unlinked",
+        "unseen",
         "upper",
         "verified",
     )
@@ -83,6 +92,8 @@ class Node:
         self.unlinked = False
         self.lost_names = 0
         """How many names of a lower file were whited out through this node."""
+        self.unseen = 0
+        """What may happen to it, or has happened, without our being told: `READ_UNSEEN` and so on."""
         self.verified = False
         """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
         self.kill_privileges = False

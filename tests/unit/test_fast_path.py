@@ -13,6 +13,7 @@ import pytest
 
 from pyoverlay.fuse import messages
 from pyoverlay.fuse.fast_path import FastPath
+from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.node import ROOT_NODEID
 from tests.harness import Stack
@@ -24,22 +25,31 @@ ANSWER = struct.Struct("=IiQ")
 UNIQUE = 77
 
 
-class Invalidations:
-    """The way to the kernel, for which only invalidations are kept."""
+class WayToKernel:
+    """What the fast path asks for besides its answers is kept; no file is passed through."""
 
     def __init__(self) -> None:
         self.nodeids: list[int] = []
+        self.later: list[tuple[int, int, int]] = []
 
     def invalidate_attributes(self, nodeid: int) -> None:
         self.nodeids.append(nodeid)
+
+    def opened(self, handle: int) -> tuple[int, int]:
+        assert handle
+        return FOPEN_KEEP_CACHE, 0
+
+    def read_later(self, unique: int, descriptor: int, size: int, offset: int) -> None:
+        assert os.fstat(descriptor)
+        self.later.append((unique, size, offset))
 
 
 class Kernel:
     """Asks the fast path as the kernel does."""
 
     def __init__(self, vfs: Vfs) -> None:
-        self.invalidations = Invalidations()
-        self.fast_path = FastPath(vfs.fs, self.invalidations)
+        self.way = WayToKernel()
+        self.fast_path = FastPath(vfs.fs, self.way)
         self.vfs = vfs
 
     def send(self, opcode: int, nodeid: int, body: bytes = b"", user: int = 0) -> list[bytes] | None:
@@ -185,7 +195,7 @@ def test_a_new_file_has_the_callers_owner_and_umask(kernel: Kernel, overlay: Vfs
     assert mode_of(answer) == stat.S_IFREG | 0o640
     assert owner_of(answer) == (1234, 1234)
     handle, flags, _ = struct.unpack_from("=QIi", answer, 128)
-    assert flags == messages.FOPEN_KEEP_CACHE
+    assert flags == FOPEN_KEEP_CACHE
     written = kernel.ask(
         Opcode.WRITE, nodeid_of(answer), struct.pack("=QQIIQII", handle, 2, 4, 0, 0, 0, 0) + b"data"
     )
@@ -283,6 +293,33 @@ def test_extended_attributes_come_with_their_size(kernel: Kernel, stack: Stack) 
     assert kernel.ask(Opcode.LISTXATTR, nodeid, struct.pack("=II", 100, 0)) == b"user.colour\0"
 
 
+def test_extended_attributes_are_set_and_removed(kernel: Kernel, stack: Stack) -> None:
+    file = stack.upper / "file"
+    file.write_text("")
+    nodeid = kernel.lookup(b"file")
+
+    def set_it(value: bytes, flags: int = 0) -> bytes:
+        return kernel.ask(
+            Opcode.SETXATTR, nodeid, struct.pack("=II", len(value), flags) + b"user.colour\0" + value
+        )
+
+    with fails_with(errno.ENODATA):
+        set_it(b"red", os.XATTR_REPLACE)
+    set_it(b"gr\0een", os.XATTR_CREATE)
+    assert os.getxattr(file, "user.colour") == b"gr\0een"
+    with fails_with(errno.EEXIST):
+        set_it(b"red", os.XATTR_CREATE)
+    set_it(b"")
+    assert os.getxattr(file, "user.colour") == b""
+    kernel.ask(Opcode.REMOVEXATTR, nodeid, b"user.colour\0")
+    assert os.listxattr(file) == []
+
+
+def test_no_ioctl_is_known(kernel: Kernel) -> None:
+    with fails_with(errno.ENOTTY):
+        kernel.ask(Opcode.IOCTL, ROOT_NODEID, bytes(32))
+
+
 def test_forgotten_nodes_are_gone(lower: Path, kernel: Kernel, overlay: Vfs) -> None:
     for name in ("one", "two", "three"):
         (lower / name).write_text("")
@@ -328,7 +365,7 @@ def test_what_copies_up_is_left_and_nothing_has_changed(
     assert kernel.send(opcode, nodeid, body) is None
 
     assert os.listdir(stack.upper) == []
-    assert kernel.invalidations.nodeids == []
+    assert kernel.way.nodeids == []
 
 
 def test_a_copied_up_directory_is_asked_for_again(lower: Path, kernel: Kernel) -> None:
@@ -337,7 +374,7 @@ def test_a_copied_up_directory_is_asked_for_again(lower: Path, kernel: Kernel) -
 
     kernel.ask(Opcode.MKDIR, directory, struct.pack("=II", 0o755, 0) + b"new\0")
 
-    assert directory in kernel.invalidations.nodeids
+    assert directory in kernel.way.nodeids
 
 
 def test_a_big_directory_is_left(lower: Path, kernel: Kernel) -> None:
@@ -348,7 +385,7 @@ def test_a_big_directory_is_left(lower: Path, kernel: Kernel) -> None:
     assert kernel.send(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 0, 4096)) is None
 
 
-def test_data_that_is_not_cached_is_left(lower: Path, kernel: Kernel) -> None:
+def test_data_that_is_not_cached_is_read_later(lower: Path, kernel: Kernel) -> None:
     file = lower / "file"
     file.write_bytes(b"x" * 100_000)
     handle = kernel.open(kernel.lookup(b"file"))
@@ -357,7 +394,8 @@ def test_data_that_is_not_cached_is_left(lower: Path, kernel: Kernel) -> None:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
 
-    assert kernel.send(Opcode.READ, 0, read_body(handle, 0, 65536)) is None
+    assert kernel.send(Opcode.READ, 0, read_body(handle, 0, 65536)) == []
+    assert kernel.way.later == [(UNIQUE, 65536, 0)]
     assert file.read_bytes() == b"x" * 100_000
     assert kernel.ask(Opcode.READ, 0, read_body(handle, 65536, 65536)) == b"x" * 34464
 
@@ -369,7 +407,7 @@ def test_who_may_see_trusted_attributes_is_asked_elsewhere(kernel: Kernel, stack
     assert kernel.send(Opcode.LISTXATTR, kernel.lookup(b"file"), struct.pack("=II", 100, 0)) is None
 
 
-@pytest.mark.parametrize("opcode", [Opcode.FSYNC, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.INIT, 4096])
+@pytest.mark.parametrize("opcode", [Opcode.FSYNC, Opcode.FSYNCDIR, Opcode.INIT, 4096])
 def test_what_is_rare_is_left(kernel: Kernel, opcode: int) -> None:
     assert kernel.send(opcode, ROOT_NODEID, bytes(64)) is None
 

@@ -1,0 +1,70 @@
+"""Who waits for data that isn't in the page cache?
+
+A few threads, which answer the kernel themselves: a small file that is read for the first time must wait for
+the disk, and a way through pyfuse3 and trio's threads would cost it as much again.  They know nothing but a
+descriptor, and the request that it is read for; the kernel releases no file while one of its reads goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from pyoverlay.fuse import messages, wire
+from pyoverlay.fuse.wire import Buffer
+
+log = logging.getLogger(__name__)
+
+_THREADS: Final = 4
+
+_Read = tuple[int, int, int, int]
+"""Request, descriptor, size, offset."""
+
+
+class WaitingReads:
+    """Reads that wait for the disk."""
+
+    def __init__(self, answer: Callable[..., None]) -> None:
+        """Answer with ``answer(unique, *pieces)``, which is called in other threads."""
+        self._answer = answer
+        self._reads: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._asked = 0
+
+    def read(self, unique: int, descriptor: int, size: int, offset: int) -> None:
+        """Read ``size`` bytes at ``offset`` and answer the request ``unique``, some time."""
+        self._asked += 1
+        if len(self._threads) < min(_THREADS, self._asked):
+            thread = threading.Thread(target=self._work, name="waiting read", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._reads.put((unique, descriptor, size, offset))
+
+    def _work(self) -> None:
+        while (asked := self._reads.get()) is not None:
+            unique, descriptor, size, offset = asked
+            self._answer(unique, *_read(unique, descriptor, size, offset))
+
+    def close(self) -> None:
+        """Return when everything that was asked for has been answered; nothing may be asked for later."""
+        for _ in self._threads:
+            self._reads.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+
+def _read(unique: int, descriptor: int, size: int, offset: int) -> list[Buffer]:
+    try:
+        data = os.pread(descriptor, size, offset)
+    except OSError as failure:
+        return [wire.error_reply(unique, failure.errno or errno.EIO)]
+    except Exception:
+        log.exception("a read failed")
+        return [wire.error_reply(unique, errno.EIO)]
+    return [messages.HEADER.pack(messages.HEADER.size + len(data), 0, unique), data]

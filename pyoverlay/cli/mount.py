@@ -7,8 +7,8 @@ import os
 from typing import Final
 
 from pyoverlay.cli import arguments
-from pyoverlay.fuse.device import is_administrator
 from pyoverlay.options import MountOptions, parse_options
+from pyoverlay.privileges import is_administrator
 
 _EPILOG: Final = r"""
 Without an upper directory the mount is read-only.

@@ -14,8 +14,6 @@ import socket
 import stat
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 from pyoverlay.layers import syscalls
 from pyoverlay.options import MountOptions, OverlayError
@@ -24,22 +22,8 @@ MAX_TRANSFER = 128 * 1024
 """Bytes in one READ or WRITE: what a socket pair with the default send buffer passes."""
 
 
-_FULL_UID_MAP: Final = ["0", "0", "4294967295"]
-_CAP_SYS_ADMIN: Final = 21
-
-
 class MountError(OverlayError):
     """The mount, or its end, failed."""
-
-
-def is_administrator() -> bool:
-    """Tell whether this process has CAP_SYS_ADMIN in the initial user namespace."""
-    if Path("/proc/self/uid_map").read_text(encoding="ascii").split() != _FULL_UID_MAP:
-        return False
-    for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    return False
 
 
 @dataclass(frozen=True, slots=True)

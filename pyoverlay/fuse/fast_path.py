@@ -261,8 +261,10 @@ class FastPath:
         name = messages.name_at(message, messages.BODY + messages.CREATE.size)
         caller = self._caller(message, umask)
         node, handle = self._filesystem.create(nodeid, name, mode | stat.S_IFREG, flags, caller)
+        shown = self._filesystem.attributes(node)
         opened = messages.opened_answer(handle, *self._transport.opened(handle))
-        return self._entry(node) + opened
+        self._filesystem.remember(node)
+        return messages.entry_answer(node.nodeid, shown, self._validity_of(node)) + opened
 
     def _read(self, _nodeid: int, message: memoryview) -> Buffer:
         """Read what is in the page cache: preadv2(2), RWF_NOWAIT.  For the rest others wait."""

@@ -23,12 +23,14 @@ from typing import Final, NamedTuple
 import trio
 
 from pyoverlay.fuse import wire
-from pyoverlay.fuse.device import MAX_TRANSFER, is_administrator
+from pyoverlay.fuse.device import MAX_TRANSFER
 from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.passthrough import Passthrough
 from pyoverlay.fuse.reading import WaitingReads
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.filesystem import OverlayFilesystem
+from pyoverlay.overlay.node import WRITTEN_UNSEEN
+from pyoverlay.privileges import is_administrator
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ class Forwarder:
         self._kernel_offers = wire.InitRequest(0, 0, 0, 0)
         self._waiting_reads = WaitingReads(self._write)
         self.read_later = self._waiting_reads.read
-        self._passthrough = Passthrough(device, filesystem)
+        self._passthrough = Passthrough(device, filesystem, self.invalidate_attributes)
         self._fast_path = FastPath(filesystem, self) if filesystem.stack.options.fast_path else None
         self._debugging = log.isEnabledFor(logging.DEBUG)
 
@@ -392,7 +394,11 @@ class Forwarder:
         return self._passthrough.opened(handle)
 
     def _show_opened(self, opcode: int, message: memoryview) -> None:
-        wire.set_opened(opcode, message, *self.opened(wire.opened_handle(opcode, message)))
+        handle = wire.opened_handle(opcode, message)
+        flags, backing = self.opened(handle)
+        wire.set_opened(opcode, message, flags, backing)
+        if opcode == _CREATE and backing and self._filesystem.file(handle).node.unseen & WRITTEN_UNSEEN:
+            wire.leave_attributes_invalid(message)
 
     def _show_listed_inodes(self, message: memoryview) -> None:
         nodes = self._filesystem.nodes

@@ -7,10 +7,14 @@ and lower ones of a mount that nobody can write.
 Rules of the kernel (fs/fuse/iomode.c) that are kept here: while a file is open in passthrough, every open of
 it names the same backing file; while it is open through FUSE's page cache, none may be in passthrough.
 
-What we are not told then: writes.  Until the last file that was opened so for writing is closed, and nothing
-is mapped from it any more, its attributes are asked of the layer each time (`Node.unseen`), and suid and sgid
-are not cleared by others' writes; so a file that has one of these bits is never opened for writing in
-passthrough.
+What we are not told then:
+
+- Reads and writes.  Attributes of a file that is open so are asked of the layer each time (`Node.unseen`).
+  The kernel knows of write(2) that it must ask again, but not of what is written to a map: until the last
+  file that was opened for reading and writing is closed, and nothing is mapped from it any more, it is told
+  not to keep the attributes at all.
+- Whose writes must clear suid and sgid.  So a file with one of these bits is never opened for writing in
+  passthrough.
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ import logging
 import os
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from pyoverlay.layers.layer import Layer
 from pyoverlay.overlay.files import OpenFile
 from pyoverlay.overlay.filesystem import OverlayFilesystem
-from pyoverlay.overlay.node import PASSED, READ_UNSEEN, WRITTEN_UNSEEN, Node
+from pyoverlay.overlay.node import OPEN_UNSEEN, PASSED, WRITTEN_UNSEEN, Node
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +59,15 @@ class _Opens:
 class Passthrough:
     """Decides for each open file, and keeps the backing files that the kernel was told of."""
 
-    def __init__(self, device: int, filesystem: OverlayFilesystem) -> None:
-        """Register backing files at ``device``; nothing is passed through until `enable`."""
+    def __init__(
+        self, device: int, filesystem: OverlayFilesystem, invalidate_attributes: Callable[[int], None]
+    ) -> None:
+        """Register backing files at ``device``; nothing is passed through until `enable`.
+
+        ``invalidate_attributes`` makes the kernel ask again for those of a nodeid.
+        """
         self._device = device
+        self._invalidate_attributes = invalidate_attributes
         self._filesystem = filesystem
         self._enabled = False
         self._writable_mount = filesystem.stack.options.writable
@@ -93,9 +104,12 @@ class Passthrough:
 
     def _pass(self, file: OpenFile, opens: _Opens, flags: int) -> tuple[int, int]:
         opens.passed += 1
-        file.node.unseen |= PASSED | READ_UNSEEN
-        if file.writable:
+        file.node.unseen |= PASSED | OPEN_UNSEEN
+        if file.may_map_writable and not file.node.unseen & WRITTEN_UNSEEN:
             file.node.unseen |= WRITTEN_UNSEEN
+            # What the kernel was told of them before may be kept for long.
+            if file.node.nodeid:
+                self._invalidate_attributes(file.node.nodeid)
         return flags, opens.backing
 
     def _may_pass(self, file: OpenFile) -> bool:

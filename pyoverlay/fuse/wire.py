@@ -123,6 +123,8 @@ OUT_HEADER_SIZE: Final = _OUT_HEADER.size
 
 _ENTRY_INODE_OFFSET: Final = 40
 """Of ``attr.ino`` in struct fuse_entry_out, which begins with the nodeid."""
+_ATTRIBUTES_VALID_OFFSET: Final = 24
+_ATTRIBUTES_VALID_NSEC_OFFSET: Final = 36
 _ENTRY_SIZE: Final = 128
 _WRITE_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 20
 _OPEN_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 4
@@ -284,6 +286,12 @@ def set_entry_inode(reply: bytearray | memoryview, inode: int, offset: int = OUT
     if len(reply) < offset + _ENTRY_SIZE:
         raise ValueError(f"a FUSE reply of {len(reply)} bytes has no whole entry")
     _U64.pack_into(reply, offset + _ENTRY_INODE_OFFSET, inode)
+
+
+def leave_attributes_invalid(reply: bytearray | memoryview) -> None:
+    """Let the kernel ask for the attributes in a reply with an entry again when it wants them."""
+    _U64.pack_into(reply, OUT_HEADER_SIZE + _ATTRIBUTES_VALID_OFFSET, 0)
+    _U32.pack_into(reply, OUT_HEADER_SIZE + _ATTRIBUTES_VALID_NSEC_OFFSET, 0)
 
 
 def opened_handle(opcode: int, reply: Buffer) -> int:

@@ -27,7 +27,7 @@ def is_for_writing(flags: int) -> bool:
 class OpenFile:
     """An open regular file of the merged tree."""
 
-    __slots__ = ("descriptor", "node", "retired", "source", "writable")
+    __slots__ = ("descriptor", "may_map_writable", "node", "retired", "source", "writable")
 
     def __init__(self, node: Node, descriptor: int, flags: int) -> None:
         """Take over ``descriptor``, opened on the node's real object with ``flags``."""
@@ -35,6 +35,7 @@ class OpenFile:
         self.descriptor = descriptor
         self.source: LayerObject = node.real
         self.writable = is_for_writing(flags)
+        self.may_map_writable = flags & os.O_ACCMODE == os.O_RDWR
         self.retired: list[int] = []
         """Descriptors of the lower that reads in other threads may still be using."""
 

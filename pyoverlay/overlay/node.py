@@ -15,13 +15,13 @@ from pyoverlay.overlay.birth import Inheritance
 
 ROOT_NODEID: Final = 1
 
-READ_UNSEEN: Final = 1
-"""The kernel may be reading it: its access time moves."""
+OPEN_UNSEEN: Final = 1
+"""The kernel reads and writes it by itself: what we know of its size and times is old."""
 WRITTEN_UNSEEN: Final = 2
-"""Somebody may be writing to it: its size and times move."""
+"""It may be mapped and written to: not even the kernel's FUSE knows when its times move."""
 PASSED: Final = 4
 """It was open so once: what FUSE's page cache has of it may be old."""
-NOT_WATCHED: Final = READ_UNSEEN | WRITTEN_UNSEEN
+NOT_WATCHED: Final = OPEN_UNSEEN | WRITTEN_UNSEEN
 
 _FILE_SYSTEM_SHIFT: Final = 56
 
@@ -93,7 +93,7 @@ class Node:
         self.lost_names = 0
         """How many names of a lower file were whited out through this node."""
         self.unseen = 0
-        """What may happen to it, or has happened, without our being told: `READ_UNSEEN` and so on."""
+        """What may happen to it, or has happened, without our being told: `OPEN_UNSEEN` and so on."""
         self.verified = False
         """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
         self.kill_privileges = False

@@ -118,6 +118,33 @@ def test_size_and_times_follow_every_way_of_writing(mount_overlay: MountFactory)
     assert os.stat(mount.path / "new").st_mtime == 0
 
 
+def test_times_follow_a_map_of_a_file_that_was_looked_up_before(mount_overlay: MountFactory) -> None:
+    mount = mount_overlay()
+    (mount.path / "file").write_bytes(bytes(5000))
+    os.utime(mount.path / "file", (0, 0))
+    mount.remount()
+    assert (mount.path / "file").stat().st_mtime == 0
+    file = os.open(mount.path / "file", os.O_RDWR)
+    with mmap.mmap(file, 5000) as area:
+        area[0] = 65
+        area.flush()
+        assert (mount.path / "file").stat().st_mtime > 0
+    os.close(file)
+
+
+def test_times_follow_a_map_of_a_file_that_is_never_written(mount_overlay: MountFactory) -> None:
+    mount = mount_overlay()
+    file = os.open(mount.path / "new", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(file, 5000)
+    with mmap.mmap(file, 5000) as area:
+        os.utime(file, (0, 0))
+        assert (mount.path / "new").stat().st_mtime == 0
+        area[0] = 65
+        area.flush()
+        assert (mount.path / "new").stat().st_mtime > 0
+    os.close(file)
+
+
 @pyoverlay_only
 def test_a_written_files_attributes_are_kept_again_when_nobody_writes(mount_overlay: MountFactory) -> None:
     mount = mount_overlay()

@@ -200,8 +200,9 @@ async def test_an_entry_shows_the_files_own_number(
     node = overlay.node(b"file")
     assert node.inode != node.nodeid
     await ends.to_pyfuse3(request(opcode, bytes(24) + b"file\0"))
-    got = await ends.to_kernel(reply(entry(node.nodeid, node.nodeid)))
-    assert got == reply(entry(node.nodeid, (stack.lower / "file").stat().st_ino))
+    opened = struct.pack("=QIi", 1, 2, 0) if opcode == Opcode.CREATE else b""
+    got = await ends.to_kernel(reply(entry(node.nodeid, node.nodeid) + opened))
+    assert got == reply(entry(node.nodeid, (stack.lower / "file").stat().st_ino) + opened)
 
 
 async def test_an_absent_name_is_no_node(ends: Ends) -> None:

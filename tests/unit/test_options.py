@@ -179,6 +179,7 @@ def test_what_is_said_beats_the_defaults(privileged: bool) -> None:
         ("timeout=0.5", "timeout", 0.5),
         ("timeout=1e9", "timeout", 1e9),
         ("fast_path=off", "fast_path", False),
+        ("passthrough=off", "passthrough", "off"),
         ("fast_path=on", "fast_path", True),
     ],
 )
@@ -217,6 +218,7 @@ def test_features_that_are_missing_are_refused_by_name(text: str) -> None:
         ("fsync=never", "fsync is one of auto, strict, volatile, 0, 1"),
         ("redirect_dir=maybe", "redirect_dir is one of off, nofollow, follow"),
         ("fast_path=1", "fast_path is one of on, off"),
+        ("passthrough=on", "passthrough is one of auto, off"),
         ("timeout=soon", "timeout is a number of seconds"),
         ("timeout=-1", "timeout is a number of seconds"),
         ("timeout=nan", "timeout is a number of seconds"),
@@ -343,6 +345,7 @@ def mount_options(draw: st.DrawFn) -> MountOptions:
         redirect_dir="nofollow" if userxattr else draw(st.sampled_from(["nofollow", "follow"])),
         timeout=draw(st.floats(0, 1e12)),
         fast_path=draw(st.booleans()),
+        passthrough=draw(st.sampled_from(["auto", "off"])),
     )
 
 

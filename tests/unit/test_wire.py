@@ -76,7 +76,7 @@ def test_names_of_opcodes() -> None:
 
 def test_the_kernels_init() -> None:
     assert wire.request_header(KERNEL_INIT).opcode == Opcode.INIT
-    assert wire.init_request(KERNEL_INIT) == (7, 45, 0x20000, 0x73FFFFFB)
+    assert wire.init_request(KERNEL_INIT) == (7, 45, 0x20000, 0x5FD_73FFFFFB)
 
 
 def test_offering_less_changes_nothing_else() -> None:

@@ -104,7 +104,11 @@ class FastPath:
             return self._take_back(opcode, nodeid, message)
         try:
             body = handler(nodeid, message)
-        except (_Waits, CopyUpNeeded, LoadNeeded):
+        except LoadNeeded as need:
+            # pyfuse3's side begins a load of its own.
+            need.load.close()
+            return None
+        except (_Waits, CopyUpNeeded):
             return None
         except _AnsweredLater:
             return []

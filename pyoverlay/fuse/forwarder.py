@@ -361,8 +361,9 @@ class Forwarder:
                 # The caller was killed, or the mount has gone.
                 return
             log.error("the reply to request %d was refused: %s", unique, failure)
-            if unique and sum(map(len, pieces)) > wire.OUT_HEADER_SIZE:
-                self._write(unique, wire.error_reply(unique, errno.EIO))
+            excuse = wire.error_reply(unique, errno.EIO)
+            if unique and pieces != (excuse,):
+                self._write(unique, excuse)
 
     def _answer_init(self, unique: int, message: memoryview) -> None:
         flags = _FEATURES

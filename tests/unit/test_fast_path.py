@@ -18,7 +18,7 @@ from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.node import ROOT_NODEID
 from tests.harness import Stack
 from tests.harness.errors import fails_with
-from tests.unit.vfs import Vfs
+from tests.unit.vfs import Vfs, open_descriptors
 
 HEADER = struct.Struct("=IIQQIIIHH")
 ANSWER = struct.Struct("=IiQ")
@@ -381,8 +381,10 @@ def test_a_big_directory_is_left(lower: Path, kernel: Kernel) -> None:
     for index in range(3000):
         (lower / f"a file with quite a long name {index}").touch()
     handle = number(kernel.ask(Opcode.OPENDIR, ROOT_NODEID, bytes(8)))
+    before = open_descriptors()
 
     assert kernel.send(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 0, 4096)) is None
+    assert open_descriptors() == before
 
 
 def test_data_that_is_not_cached_is_read_later(lower: Path, kernel: Kernel) -> None:

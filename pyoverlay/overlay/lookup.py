@@ -401,7 +401,6 @@ class Lookup:
         if isinstance(node, Directory):
             # No directory is loaded to count its merged subdirectories (fs/overlayfs/inode.c: ovl_getattr).
             links = 1 if node.is_merged else links
-            links = 0 if node.unlinked else links
         elif node.upper is None:
             links = max(links - node.lost_names, 0)
         return Attributes(

@@ -168,3 +168,20 @@ def test_many_unlinked_files_at_once(stack: Stack, mount_overlay: MountFactory) 
     assert names(mount.path) == []
     mount.unmount()
     assert left_in_work(stack.work) == []
+
+
+@pytest.mark.parametrize("where", ["lower", "upper", "both"])
+def test_a_removed_directory_that_is_held_has_the_links_of_its_kind(
+    stack: Stack, mount_overlay: MountFactory, where: str
+) -> None:
+    """A merged one has one link, removed or not; others have their real directory's."""
+    for layer in {"lower": [stack.lower], "upper": [stack.upper], "both": [stack.lower, stack.upper]}[where]:
+        (layer / "directory").mkdir()
+    mount = mount_overlay()
+    held = os.open(mount.path / "directory", os.O_RDONLY | os.O_DIRECTORY)
+    (mount.path / "directory").rmdir()
+    assert os.fstat(held).st_nlink == {"lower": 2, "upper": 0, "both": 1}[where]
+    if where == "both":
+        os.fchown(held, 1, 1)
+        assert os.fstat(held).st_nlink == 1
+    os.close(held)

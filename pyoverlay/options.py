@@ -12,18 +12,24 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Final, Literal, NoReturn, get_args
 
 Fsync = Literal["auto", "strict", "volatile"]
 Xino = Literal["off", "auto", "on"]
 RedirectDir = Literal["nofollow", "follow"]
 Passthrough = Literal["auto", "off"]
+IdRange = tuple[int, int, int]
+"""The first id on disk, the first that is shown, how many."""
 
 MAXIMUM_LOWERS: Final = 500
 """Lower directories in one mount (fs/overlayfs/params.h: OVL_MAX_STACK)."""
 
 MAXIMUM_TIMEOUT: Final = 1e12
 """Seconds; whatever is longer says the same and would not fit every format that carries a timeout."""
+
+_IDS: Final = 2**32 - 1
+"""How many user ids there are; the one after them is -1, nobody's."""
 
 
 class OverlayError(Exception):
@@ -63,6 +69,13 @@ class MountOptions:
     timeout: float = 1e9
     fast_path: bool = True
     passthrough: Passthrough = "auto"
+    uidmapping: tuple[IdRange, ...] = ()
+    """Users on disk and those shown for them; empty: each is itself."""
+    gidmapping: tuple[IdRange, ...] = ()
+    squash_to_root: bool = False
+    """Show root as the owner of everything, but for what squash_to_uid and squash_to_gid say."""
+    squash_to_uid: int | None = None
+    squash_to_gid: int | None = None
 
     @property
     def volatile(self) -> bool:
@@ -95,6 +108,7 @@ _FLAGS: Final[dict[str, tuple[str, bool]]] = {
     "userxattr": ("userxattr", True),
     "acl": ("acl", True),
     "noacl": ("acl", False),
+    "squash_to_root": ("squash_to_root", True),
 }
 
 _CHOICES: Final[dict[str, dict[str, object]]] = {
@@ -115,11 +129,9 @@ _REFUSED: Final[dict[str, str]] = {
     "redirect_dir": "renaming a lower directory answers EXDEV, and programs copy it then; "
     "redirects written by others are followed with redirect_dir=follow",
 }
-# Ignoring one of these would show every file under a wrong owner or mode, so the mount program's
-# rule for unknown options ("warn and go on") doesn't hold for them.
-_OWNERSHIP: Final = frozenset(
-    {"uidmapping", "gidmapping", "squash_to_root", "squash_to_uid", "squash_to_gid", "xattr_permissions"}
-)
+# Ignoring this would show every file under a wrong owner or mode, so the mount program's rule for unknown
+# options ("warn and go on") doesn't hold for it.
+_OWNERSHIP: Final = frozenset({"xattr_permissions"})
 # SELinux labels: a FUSE mount takes them from the kernel's policy. Their values come quoted.
 _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
 # What mount(8) and fstab pass on that concerns mount(8) and systemd, or that FUSE doesn't tell apart;
@@ -197,8 +209,8 @@ class _Reader:
             self._take_feature(option, name, given)
         elif name in _CHOICES:
             self._values[name] = _choice(name, given)
-        elif name == "timeout":
-            self._values["timeout"] = _seconds(given)
+        elif name in _READERS:
+            self._values[name] = _READERS[name](name, given)
         else:
             self._take_foreign(option, name)
 
@@ -282,15 +294,62 @@ def _choice(name: str, value: str | None) -> object:
     return choices[value]
 
 
-def _seconds(value: str | None) -> float:
+def _seconds(name: str, value: str | None) -> float:
     try:
         seconds = float(value or "")
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= MAXIMUM_TIMEOUT:
-        shown = "timeout" if value is None else f"timeout={value}"
-        raise OptionError(f"option '{shown}': timeout is a number of seconds from 0 to {MAXIMUM_TIMEOUT:g}")
+        shown = name if value is None else f"{name}={value}"
+        raise OptionError(f"option '{shown}': {name} is a number of seconds from 0 to {MAXIMUM_TIMEOUT:g}")
     return seconds
+
+
+def _id(name: str, value: str | None) -> int:
+    if value is None or not _NUMBER.fullmatch(value) or int(value) >= _IDS:
+        shown = name if value is None else f"{name}={value}"
+        raise OptionError(f"option '{shown}': {name} is a number from 0 to {_IDS - 1}")
+    return int(value)
+
+
+_NUMBER: Final = re.compile("[0-9]{1,10}")
+
+
+def _id_ranges(name: str, value: str | None) -> tuple[IdRange, ...]:
+    """Read fuse-overlayfs's ``DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...]``."""
+    shown = name if value is None else f"{name}={value}"
+    words = (value or "").split(":")
+    if len(words) % 3 or not all(_NUMBER.fullmatch(word) for word in words):
+        raise OptionError(
+            f"option '{shown}': {name} is DISK:SHOWN:COUNT, the first id on disk, the first id shown and how "
+            "many, three numbers for each range, with colons between all"
+        )
+    numbers = [int(word) for word in words]
+    ranges = tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
+    for on_disk, first_shown, count in ranges:
+        if count == 0 or max(on_disk, first_shown) + count > _IDS:
+            raise OptionError(
+                f"option '{shown}': the range {on_disk}:{first_shown}:{count} holds no valid ids"
+            )
+    if _overlap((on_disk, count) for on_disk, _, count in ranges) or _overlap(
+        (first, count) for _, first, count in ranges
+    ):
+        raise OptionError(f"option '{shown}': ranges overlap, so that an id would be two")
+    return ranges
+
+
+def _overlap(ranges: Iterable[tuple[int, int]]) -> bool:
+    ordered = sorted(ranges)
+    return any(first + count > following for (first, count), (following, _) in pairwise(ordered))
+
+
+_READERS: Final[dict[str, Callable[[str, str | None], object]]] = {
+    "timeout": _seconds,
+    "uidmapping": _id_ranges,
+    "gidmapping": _id_ranges,
+    "squash_to_uid": _id,
+    "squash_to_gid": _id,
+}
 
 
 def _check_path(name: str, path: object) -> None:
@@ -449,7 +508,20 @@ def format_options(options: MountOptions) -> str:
         words.append("fast_path=off")
     if options.passthrough != "auto":
         words.append(f"passthrough={options.passthrough}")
+    words += _id_words(options)
     return ",".join(words)
+
+
+def _id_words(options: MountOptions) -> Iterator[str]:
+    for name, ranges in (("uidmapping", options.uidmapping), ("gidmapping", options.gidmapping)):
+        if ranges:
+            yield f"{name}=" + ":".join(str(number) for numbers in ranges for number in numbers)
+    for name, squashed in (
+        ("squash_to_uid", options.squash_to_uid),
+        ("squash_to_gid", options.squash_to_gid),
+    ):
+        if squashed is not None:
+            yield f"{name}={squashed}"
 
 
 _DEFAULTS: Final = {field.name: field.default for field in fields(MountOptions)}

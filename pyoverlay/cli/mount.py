@@ -34,6 +34,13 @@ options for -o, separated by commas:
   timeout=SECONDS         how long the kernel may keep answers (default: for good)
   fast_path=on|off        answer simple requests at once
   passthrough=auto|off    let the kernel read and write open files of the upper by itself
+  uidmapping=DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...]
+                          show the users DISK, DISK+1, ... as SHOWN, SHOWN+1, ..., and store them shifted
+                          back; others show as the overflow id
+  gidmapping=DISK:SHOWN:COUNT[:...]
+                          the same for groups
+  squash_to_root squash_to_uid=ID squash_to_gid=ID
+                          show root, or this user or group, as the owner of everything
   index=off metacopy=off context=LABEL
                           accepted, and change nothing
 """

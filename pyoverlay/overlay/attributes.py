@@ -51,6 +51,7 @@ class AttributeChanges:
         self._copy_ups = copy_ups
         self._lookup = copy_ups.lookup
         self._dialect = copy_ups.stack.dialect
+        self._ownership = copy_ups.ownership
         self._has_acls = copy_ups.stack.options.acl
         self._absent: set[tuple[Layer, int, bytes]] = set()
         """Where a layer has answered, for a type of files, that an attribute isn't there: it can have it."""
@@ -60,6 +61,7 @@ class AttributeChanges:
 
         Raises CopyUpNeeded or OSError.
         """
+        user, group = self._ownership.stored_owner(change.user, change.group)
         upper = self._copy_ups.need_upper(node, with_data=change.size != 0)
         _note_change(node)
         if change.size is not None:
@@ -68,9 +70,7 @@ class AttributeChanges:
             # chown(2) clears suid, sgid and capabilities itself, also the one that names no owner: it is
             # the only change that arrives empty.
             node.kill_privileges = False
-            upper.set_owner(
-                -1 if change.user is None else change.user, -1 if change.group is None else change.group
-            )
+            self._ownership.set_owner(upper, user, group)
         if change.mode is not None:
             upper.set_mode(stat.S_IMODE(change.mode))
         if change.access_ns is not None or change.modification_ns is not None:
@@ -126,11 +126,12 @@ class AttributeChanges:
         if kind in self._absent and name_on_disk not in self._lookup.attribute_names(node):
             raise error(errno.ENODATA)
         try:
-            return real.attribute(name_on_disk)
+            value = real.attribute(name_on_disk)
         except OSError as failure:
             if failure.errno == errno.ENODATA and name_on_disk.startswith(_LISTED):
                 self._note_absent(kind)
             raise
+        return self._ownership.shown_value(name, value)
 
     def _note_absent(self, kind: tuple[Layer, int, bytes]) -> None:
         """Take note that ENODATA is the answer where a list of attributes lacks this one.
@@ -159,8 +160,9 @@ class AttributeChanges:
         """Set an extended attribute; ``flags`` as in setxattr(2).  Raises CopyUpNeeded or OSError."""
         self._refuse_acl_if_off(name)
         name_on_disk = marks.to_disk(self._dialect, name)
+        stored = self._ownership.stored_value(name, value)
         upper = self._copy_ups.need_upper(node)
-        upper.set_attribute(name_on_disk, value, flags)
+        upper.set_attribute(name_on_disk, stored, flags)
         _note_change(node)
 
     def remove(self, node: Node, name: bytes) -> None:

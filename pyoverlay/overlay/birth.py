@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pyoverlay.layers.layer import LayerObject
 from pyoverlay.layers.syscalls import error
@@ -29,6 +29,13 @@ class Caller(NamedTuple):
     group: int
     umask: int
     pid: int = 0
+
+
+class Owners(Protocol):
+    """How an owner is given: `pyoverlay.overlay.ownership.Ownership`."""
+
+    def set_owner(self, place: LayerObject, user: int, group: int) -> None:
+        """Set the owner, by ids as they are on disk."""
 
 
 class Inheritance(NamedTuple):
@@ -52,6 +59,7 @@ class Birth:
     access_acl: bytes | None
     default_acl: bytes | None
     under_default_acl: bool
+    owners: Owners
     owned: bool = field(init=False)
     plain: bool = field(init=False)
 
@@ -84,7 +92,7 @@ class Birth:
     def finish_owner(self, created: LayerObject) -> None:
         """Give a new object its owner only: all that a symlink has."""
         if not self.owned:
-            created.set_owner(self.user, self.group)
+            self.owners.set_owner(created, self.user, self.group)
 
 
 def read_inheritance(directory: LayerObject) -> Inheritance:
@@ -94,10 +102,10 @@ def read_inheritance(directory: LayerObject) -> Inheritance:
     return Inheritance(group, _default_acl(directory))
 
 
-def plan_birth(parent: Inheritance, mode: int, caller: Caller) -> Birth:
+def plan_birth(parent: Inheritance, mode: int, caller: Caller, owners: Owners) -> Birth:
     """Work out what an object of ``mode`` (with its type) begins with, created by ``caller``.
 
-    ``parent`` is what its directory hands on.
+    ``parent`` is what its directory hands on.  All ids are those on disk; ``owners`` gives them.
 
     Sources: fs/posix_acl.c: posix_acl_create; fs/inode.c: inode_init_owner.
     """
@@ -109,12 +117,13 @@ def plan_birth(parent: Inheritance, mode: int, caller: Caller) -> Birth:
             mode |= stat.S_ISGID
     default = parent.default_acl if not stat.S_ISLNK(mode) else None
     if default is None:
-        return Birth(mode & ~caller.umask, caller.user, group, None, None, False)
+        return Birth(mode & ~caller.umask, caller.user, group, None, None, False, owners)
     try:
         inherited = access_control.inherit(default, mode, directory=is_directory)
     except ValueError:
         raise error(errno.EIO) from None
-    return Birth(inherited.mode, caller.user, group, inherited.access, inherited.default, True)
+    acls = (inherited.access, inherited.default)
+    return Birth(inherited.mode, caller.user, group, *acls, True, owners)
 
 
 def _default_acl(parent: LayerObject) -> bytes | None:

@@ -53,6 +53,7 @@ class CopyUps:
         """Copy up what ``lookup`` found."""
         self.lookup: Final = lookup
         self.stack: Final[Stack] = lookup.stack
+        self.ownership: Final = lookup.ownership
         self.moved: list[Node] = []
         """Nodes that were copied up since somebody took note of it: what the kernel caches of them is old."""
 
@@ -179,7 +180,7 @@ class CopyUps:
         self, lower: LayerObject, status: os.stat_result, prepared: LayerObject, *, has_origin: bool
     ) -> None:
         """Copy owner, mode, attributes and times in an order in which none undoes another."""
-        prepared.set_owner(status.st_uid, status.st_gid)
+        self.ownership.set_owner(prepared, status.st_uid, status.st_gid)
         if not stat.S_ISLNK(status.st_mode):
             prepared.set_mode(stat.S_IMODE(status.st_mode))
         for name in self.kept_attributes(lower):
@@ -327,8 +328,7 @@ class CopyUp:
         if self._with_data:
             _copy_data(self._source, self._target, self._status.st_size, self)
         status = self._status
-        os.fchown(self._target, status.st_uid, status.st_gid)
-        os.fchmod(self._target, stat.S_IMODE(status.st_mode))
+        self._owner.ownership.give_copy(self._target, status)
         self._copy_attributes()
         os.utime(self._target, ns=(status.st_atime_ns, status.st_mtime_ns))
         self._refuse_cancelled()

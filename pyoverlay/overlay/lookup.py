@@ -17,6 +17,7 @@ from pyoverlay.layers.layer import Layer, LayerObject
 from pyoverlay.layers.stack import Stack
 from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.node import NOT_WATCHED, Attributes, Directory, InodeNumbers, Node, NodeTable, link_key
+from pyoverlay.overlay.ownership import Ownership
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _LOOKUPS_BEFORE_LOADING: Final = 8
@@ -51,6 +52,8 @@ class Lookup:
         """Look things up in ``stack``."""
         self.stack = stack
         self._follows_redirects = stack.options.redirect_dir == "follow"
+        self.ownership: Final = Ownership(stack.options)
+        self._shown_ids: Final = self.ownership.ids
         layers: list[Layer] = [stack.upper] if stack.upper else []
         self.numbers: Final = InodeNumbers(layers + list(stack.lowers))
         self._longest_name = max(
@@ -394,8 +397,7 @@ class Lookup:
             node.attributes = self.make_attributes(node, node.real.status())
         return node.attributes
 
-    @staticmethod
-    def make_attributes(node: Node, status: os.stat_result) -> Attributes:
+    def make_attributes(self, node: Node, status: os.stat_result) -> Attributes:
         """Turn the status of a node's real object into what the merged tree shows."""
         links = status.st_nlink
         if isinstance(node, Directory):
@@ -403,12 +405,15 @@ class Lookup:
             links = 1 if node.is_merged else links
         elif node.upper is None:
             links = max(links - node.lost_names, 0)
+        user, group = status.st_uid, status.st_gid
+        if self._shown_ids is not None:
+            user, group = self._shown_ids.owner(user, group)
         return Attributes(
             node.inode,
             status.st_mode,
             links,
-            status.st_uid,
-            status.st_gid,
+            user,
+            group,
             status.st_rdev,
             status.st_size,
             status.st_blocks,

@@ -33,6 +33,7 @@ class Namespace:
         self._listing = listing
         self._copy_ups = copy_ups
         self._nodes = lookup.nodes
+        self._ownership = lookup.ownership
 
     # Creating
 
@@ -142,7 +143,8 @@ class Namespace:
         upper = self._copy_ups.directory(parent)
         if parent.inheritance is None:
             parent.inheritance = read_inheritance(upper)
-        return plan_birth(parent.inheritance, mode, caller), upper
+        owners = self._ownership
+        return plan_birth(parent.inheritance, mode, owners.creator(caller), owners), upper
 
     @staticmethod
     def _refuse_name(name: bytes) -> None:

@@ -91,17 +91,23 @@ def left_in_work(work: Path) -> list[str]:
 
 
 def posix_acl(
-    owner: int, group: int, other: int, users: dict[int, int] | None = None, mask: int = 7
+    owner: int,
+    group: int,
+    other: int,
+    users: dict[int, int] | None = None,
+    mask: int = 7,
+    groups: dict[int, int] | None = None,
 ) -> bytes:
     """An ACL in the form of system.posix_acl_* (struct posix_acl_xattr_header, version 2).
 
-    owner, group, other, mask: permission bits 0-7; users: further users' permissions by uid. Without `users`
+    owner, group, other, mask: permission bits 0-7; users, groups: others' permissions by id. Without them
     there is no mask entry: such an ACL says the same as a mode.
     """
     entries = [(0x01, owner, _NO_ID)]
     entries += [(0x02, permissions, uid) for uid, permissions in sorted((users or {}).items())]
     entries += [(0x04, group, _NO_ID)]
-    if users:
+    entries += [(0x08, permissions, gid) for gid, permissions in sorted((groups or {}).items())]
+    if users or groups:
         entries += [(0x10, mask, _NO_ID)]
     entries += [(0x20, other, _NO_ID)]
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)

@@ -236,8 +236,20 @@ def test_features_that_are_missing_are_refused_by_name(text: str) -> None:
         ("lowerdir=a\0b", "NUL"),
         ("upperdir=a\0b,workdir=w", "NUL"),
         ("remount", "can't be remounted"),
-        ("uidmapping=0:1000:1", "wrong owner"),
-        ("squash_to_root", "wrong owner"),
+        ("xattr_permissions=2", "wrong owner"),
+        ("uidmapping", "uidmapping is DISK:SHOWN:COUNT"),
+        ("uidmapping=", "uidmapping is DISK:SHOWN:COUNT"),
+        ("uidmapping=0:1000", "uidmapping is DISK:SHOWN:COUNT"),
+        ("gidmapping=0:1000:1:5", "gidmapping is DISK:SHOWN:COUNT"),
+        ("gidmapping=0:1000:-1", "gidmapping is DISK:SHOWN:COUNT"),
+        ("gidmapping=0:1000:0", "holds no valid ids"),
+        ("uidmapping=0:4294967290:10", "holds no valid ids"),
+        ("uidmapping=0:1000:10:9:2000:10", "ranges overlap"),
+        ("uidmapping=0:1000:10:10:1009:10", "ranges overlap"),
+        ("squash_to_uid", "squash_to_uid is a number from 0"),
+        ("squash_to_gid=-1", "squash_to_gid is a number from 0"),
+        ("squash_to_gid=4294967295", "squash_to_gid is a number from 0"),
+        ("squash_to_root=1", "squash_to_root takes no value"),
         ("userxattr,redirect_dir=follow", "redirect_dir=follow contradicts userxattr;"),
         ("redirect_dir=follow,userxattr", "redirect_dir=follow contradicts userxattr;"),
     ],
@@ -329,6 +341,12 @@ def test_directories_given_apart_are_checked(
 
 
 @st.composite
+def id_ranges(draw: st.DrawFn) -> tuple[tuple[int, int, int], ...]:
+    counts = draw(st.lists(st.integers(1, 100_000), min_size=1, max_size=3))
+    return tuple((300_000 * place, 1_000_000 - 300_000 * place, count) for place, count in enumerate(counts))
+
+
+@st.composite
 def mount_options(draw: st.DrawFn) -> MountOptions:
     upper: str | None = draw(st.none() | paths)
     userxattr: bool = draw(st.booleans())
@@ -346,6 +364,11 @@ def mount_options(draw: st.DrawFn) -> MountOptions:
         timeout=draw(st.floats(0, 1e12)),
         fast_path=draw(st.booleans()),
         passthrough=draw(st.sampled_from(["auto", "off"])),
+        uidmapping=draw(st.just(()) | id_ranges()),
+        gidmapping=draw(st.just(()) | id_ranges()),
+        squash_to_root=draw(st.booleans()),
+        squash_to_uid=draw(st.none() | st.integers(0, 2**32 - 2)),
+        squash_to_gid=draw(st.none() | st.integers(0, 2**32 - 2)),
     )
 
 
@@ -355,6 +378,12 @@ def test_options_are_read_as_they_were_written(options: MountOptions) -> None:
     assert parse(text) == options
     a_users = dataclasses.replace(options, userxattr=True, redirect_dir="nofollow")
     assert parse(text, privileged=False) == a_users
+
+
+def test_engines_id_maps_are_read() -> None:
+    options = parse("lowerdir=a,uidmapping=0:1:1000:1000:0:1:1001:1001:64536,gidmapping=0:7:1")
+    assert options.uidmapping == ((0, 1, 1000), (1000, 0, 1), (1001, 1001, 64536))
+    assert options.gidmapping == ((0, 7, 1),)
 
 
 def test_defaults_are_not_written_out() -> None:

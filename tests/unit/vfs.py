@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pyoverlay.layers.stack import Stack
+from pyoverlay.layers.syscalls import error
 from pyoverlay.options import MountOptions
 from pyoverlay.overlay.filesystem import Caller, Change, Node, OverlayFilesystem
 from pyoverlay.overlay.node import ROOT_NODEID, Directory
@@ -176,7 +177,9 @@ class Vfs:
         self.run(lambda: self.fs.rename(*place, *new_place, flags))
 
     def _refuse_loop(self, node: Node, path: bytes, number: int = errno.EINVAL) -> None:
-        above = self.node(path.rpartition(b"/")[0])
+        above: Node | None = self.node(path.rpartition(b"/")[0])
+        if above is not None and not above.is_directory:
+            raise error(errno.ENOTDIR)
         while above is not None:
             if above is node:
                 raise OSError(number, os.strerror(number))

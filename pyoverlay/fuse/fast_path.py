@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import stat
 from collections.abc import Callable
 from typing import Protocol
 
 from pyoverlay.fuse import messages, wire
 from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.reading import read_from_cache
 from pyoverlay.fuse.wire import Buffer, Opcode
 from pyoverlay.layers.syscalls import NOW, error
 from pyoverlay.overlay.filesystem import (
@@ -65,7 +65,7 @@ class FastPath:
         self._filesystem = filesystem
         self._transport = transport
         self._validity = messages.Validity(filesystem.stack.options.timeout)
-        self._name_only_validity = messages.Validity(filesystem.stack.options.timeout, attributes=0)
+        self._validity_while_written = messages.Validity(filesystem.stack.options.timeout, attributes=0)
         self._read_buffer = memoryview(bytearray(MAX_TRANSFER))
         self._handlers: dict[int, Handler] = {
             int(Opcode.LOOKUP): self._lookup,
@@ -120,7 +120,7 @@ class FastPath:
         finally:
             for moved in self._filesystem.take_copied_up():
                 self._transport.invalidate_attributes(moved)
-        return [messages.HEADER.pack(messages.HEADER.size + len(body), 0, unique), body]
+        return [wire.answer_header(unique, len(body)), body]
 
     def _take_back(self, opcode: int, nodeid: int, message: memoryview) -> list[Buffer] | None:
         if opcode == Opcode.FORGET:
@@ -150,7 +150,7 @@ class FastPath:
         return messages.attributes_answer(shown, self._validity_of(node))
 
     def _validity_of(self, node: Node) -> messages.Validity:
-        return self._name_only_validity if node.unseen & WRITTEN_UNSEEN else self._validity
+        return self._validity_while_written if node.unseen & WRITTEN_UNSEEN else self._validity
 
     # Names
 
@@ -271,20 +271,14 @@ class FastPath:
         return messages.entry_answer(node.nodeid, shown, self._validity_of(node)) + opened
 
     def _read(self, _nodeid: int, message: memoryview) -> Buffer:
-        """Read what is in the page cache: preadv2(2), RWF_NOWAIT.  For the rest others wait."""
+        """Read what is in the page cache.  For the rest others wait."""
         handle, offset, size = messages.READ.unpack_from(message, messages.BODY)
         descriptor = self._filesystem.descriptor_for_reading(handle)
-        wanted = self._read_buffer[:size]
-        try:
-            count = os.preadv(descriptor, [wanted], offset, os.RWF_NOWAIT)
-        except OSError as failure:
-            if failure.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
-                raise
-            count = 0
-        if count < size and offset + count < os.fstat(descriptor).st_size:
+        data = read_from_cache(descriptor, self._read_buffer[:size], offset)
+        if data is None:
             self._transport.read_later(messages.unique_of(message), descriptor, size, offset)
             raise _AnsweredLater
-        return wanted[:count]
+        return data
 
     def _write(self, _nodeid: int, message: memoryview) -> Buffer:
         handle, offset, size = messages.WRITE.unpack_from(message, messages.BODY)

@@ -10,7 +10,7 @@ import os
 import struct
 from typing import Final
 
-from pyoverlay.fuse.wire import IN_HEADER_SIZE
+from pyoverlay.fuse.wire import DIRENT, ENTRY_SIZE, IN_HEADER_SIZE
 from pyoverlay.overlay.node import Attributes
 
 BODY: Final = IN_HEADER_SIZE
@@ -45,13 +45,10 @@ FATTR_MTIME_NOW: Final = 1 << 8
 
 # Answers
 
-HEADER: Final = struct.Struct("=IiQ")  # length, error, unique
 _ATTRIBUTES: Final = struct.Struct("=QQQQQQIIIIIIIIII")
 _ENTRY: Final = struct.Struct("=QQQQII")
-_ENTRY_SIZE: Final = _ENTRY.size + _ATTRIBUTES.size
 _ATTRIBUTES_VALID: Final = struct.Struct("=QII")
 _OPENED: Final = struct.Struct("=QIi")
-_DIRENT: Final = struct.Struct("=QQII")
 _SIZE: Final = struct.Struct("=II")
 _STATFS: Final = struct.Struct("=QQQQQIII28x")
 
@@ -158,13 +155,13 @@ def directory_entry(entry: bytes, inode: int, mode: int, name: bytes, next_offse
     """Write struct fuse_direntplus: ``entry`` as `entry_answer` wrote it, or `NAME_ONLY_ENTRY`."""
     padding = -len(name) & 7
     kind = mode >> _FILE_TYPE_SHIFT & _FILE_TYPE_BITS
-    return entry + _DIRENT.pack(inode, next_offset, len(name), kind) + name + bytes(padding)
+    return entry + DIRENT.pack(inode, next_offset, len(name), kind) + name + bytes(padding)
 
 
 def directory_entry_size(name: bytes) -> int:
     """Return how many bytes a name takes in an answer to READDIRPLUS."""
-    return _ENTRY_SIZE + _DIRENT.size + (len(name) + 7 & ~7)
+    return ENTRY_SIZE + DIRENT.size + (len(name) + 7 & ~7)
 
 
-NAME_ONLY_ENTRY: Final = bytes(_ENTRY_SIZE)
+NAME_ONLY_ENTRY: Final = bytes(ENTRY_SIZE)
 """Tells no nodeid: the kernel looks the name up when somebody asks for it."""

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyfuse3
 import trio
@@ -33,6 +33,7 @@ from pyfuse3 import (
 )
 
 from pyoverlay.fuse.copying import CopyUpQueue
+from pyoverlay.fuse.reading import read_from_cache
 from pyoverlay.fuse.wire import NAME_ONLY
 from pyoverlay.overlay.filesystem import (
     Caller,
@@ -44,10 +45,9 @@ from pyoverlay.overlay.filesystem import (
     OverlayFilesystem,
 )
 from pyoverlay.overlay.node import WRITTEN_UNSEEN
+from pyoverlay.privileges import has_administration
 
 log = logging.getLogger(__name__)
-
-_CAP_SYS_ADMIN: Final = 1 << 21
 
 Result = TypeVar("Result")
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
@@ -339,10 +339,10 @@ class OverlayOperations(pyfuse3.Operations):
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read; what isn't in the page cache is waited for in a worker thread."""
         descriptor = self._filesystem.descriptor_for_reading(fh)
-        data = _read_from_cache(descriptor, size, off)
+        data = read_from_cache(descriptor, memoryview(bytearray(size)), off)
         if data is None:
-            data = await trio.to_thread.run_sync(os.pread, descriptor, size, off)
-        return data
+            return await trio.to_thread.run_sync(os.pread, descriptor, size, off)
+        return bytes(data)
 
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -431,29 +431,10 @@ async def _load(need: LoadNeeded) -> None:
         need.load.close()
 
 
-def _read_from_cache(descriptor: int, size: int, offset: int) -> bytes | None:
-    """Read from the page cache, None when the disk is needed for part of it: preadv2(2), RWF_NOWAIT."""
-    buffer = bytearray(size)
-    try:
-        count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-    except OSError as failure:
-        if failure.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-            return None
-        raise
-    if count == size:
-        return bytes(buffer)
-    return bytes(buffer[:count]) if offset + count >= os.fstat(descriptor).st_size else None
-
-
 def _may_see_trusted(pid: int) -> bool:
     """Tell whether a thread has CAP_SYS_ADMIN in the daemon's own user namespace."""
     try:
-        if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
-            return False
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("CapEff:"):
-                    return bool(int(line.split()[1], 16) & _CAP_SYS_ADMIN)
+        same_namespace = os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")
+        return same_namespace and has_administration(pid)
     except OSError:
         return False
-    return False

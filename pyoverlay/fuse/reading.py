@@ -1,8 +1,8 @@
-"""Who waits for data that isn't in the page cache?
+"""Is data in the page cache, and who waits for it if not?
 
-A few threads, which answer the kernel themselves: a small file that is read for the first time must wait for
-the disk, and a way through pyfuse3 and trio's threads would cost it as much again.  They know nothing but a
-descriptor, and the request that it is read for; the kernel releases no file while one of its reads goes on.
+A few threads do, which answer the kernel themselves: a small file that is read for the first time must wait
+for the disk, and a way through pyfuse3 and trio's threads would cost it as much again.  They know nothing but
+a descriptor, and the request that it is read for; the kernel releases no file while one of its reads goes on.
 """
 
 from __future__ import annotations
@@ -15,15 +15,34 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from pyoverlay.fuse import messages, wire
+from pyoverlay.fuse import wire
 from pyoverlay.fuse.wire import Buffer
 
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 4
+_NOT_THERE: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
 
 _Read = tuple[int, int, int, int]
 """Request, descriptor, size, offset."""
+
+
+def read_from_cache(descriptor: int, buffer: memoryview, offset: int) -> memoryview | None:
+    """Read from the page cache alone: preadv2(2), RWF_NOWAIT.
+
+    Returns:
+        What ``buffer`` has of it, less than its size at the end of the file; None when part of it must be
+        waited for.
+    """
+    try:
+        count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as failure:
+        if failure.errno in _NOT_THERE:
+            return None
+        raise
+    if count == len(buffer) or offset + count >= os.fstat(descriptor).st_size:
+        return buffer[:count]
+    return None
 
 
 class WaitingReads:
@@ -67,4 +86,4 @@ def _read(unique: int, descriptor: int, size: int, offset: int) -> list[Buffer]:
     except Exception:
         log.exception("a read failed")
         return [wire.error_reply(unique, errno.EIO)]
-    return [messages.HEADER.pack(messages.HEADER.size + len(data), 0, unique), data]
+    return [wire.answer_header(unique, len(data)), data]

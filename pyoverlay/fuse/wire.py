@@ -116,7 +116,7 @@ _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _INVALIDATE_INODE: Final = struct.Struct("=Qqq")
-_DIRENT: Final = struct.Struct("=QQII")
+DIRENT: Final = struct.Struct("=QQII")
 
 IN_HEADER_SIZE: Final = _IN_HEADER.size
 OUT_HEADER_SIZE: Final = _OUT_HEADER.size
@@ -125,7 +125,7 @@ _ENTRY_INODE_OFFSET: Final = 40
 """Of ``attr.ino`` in struct fuse_entry_out, which begins with the nodeid."""
 _ATTRIBUTES_VALID_OFFSET: Final = 24
 _ATTRIBUTES_VALID_NSEC_OFFSET: Final = 36
-_ENTRY_SIZE: Final = 128
+ENTRY_SIZE: Final = 128
 _WRITE_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 20
 _OPEN_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 4
 _SETATTR_VALID_OFFSET: Final = IN_HEADER_SIZE
@@ -195,6 +195,11 @@ def reply_header(message: Buffer) -> ReplyHeader:
     return ReplyHeader(*_OUT_HEADER.unpack_from(message))
 
 
+def answer_header(unique: int, size: int) -> bytes:
+    """Make the header of the reply that answers a request with a body of ``size`` bytes."""
+    return _OUT_HEADER.pack(OUT_HEADER_SIZE + size, 0, unique)
+
+
 def error_reply(unique: int, error: int) -> bytes:
     """Make the reply that fails a request with a positive errno."""
     return _OUT_HEADER.pack(OUT_HEADER_SIZE, -error, unique)
@@ -246,7 +251,7 @@ def init_reply(
         flags >> 32,
         1 if flags & PASSTHROUGH else 0,
     )
-    return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), 0, unique) + body
+    return answer_header(unique, len(body)) + body
 
 
 def init_reply_minor(message: Buffer) -> int:
@@ -283,7 +288,7 @@ def entry_nodeid(reply: Buffer, offset: int = OUT_HEADER_SIZE) -> int:
 
 def set_entry_inode(reply: bytearray | memoryview, inode: int, offset: int = OUT_HEADER_SIZE) -> None:
     """Set st_ino in the struct fuse_entry_out at ``offset`` of a reply."""
-    if len(reply) < offset + _ENTRY_SIZE:
+    if len(reply) < offset + ENTRY_SIZE:
         raise ValueError(f"a FUSE reply of {len(reply)} bytes has no whole entry")
     _U64.pack_into(reply, offset + _ENTRY_INODE_OFFSET, inode)
 
@@ -308,7 +313,7 @@ def set_opened(opcode: int, reply: bytearray | memoryview, flags: int, backing: 
 
 
 def _opened_offset(opcode: int) -> int:
-    return OUT_HEADER_SIZE + (_ENTRY_SIZE if opcode == Opcode.CREATE else 0)
+    return OUT_HEADER_SIZE + (ENTRY_SIZE if opcode == Opcode.CREATE else 0)
 
 
 def released_handle(message: Buffer) -> int:
@@ -320,10 +325,10 @@ def directory_entries(reply: Buffer) -> Iterator[int]:
     """Yield the offset of each struct fuse_direntplus in a READDIRPLUS reply."""
     position = OUT_HEADER_SIZE
     end = len(reply)
-    while position + _ENTRY_SIZE + _DIRENT.size <= end:
+    while position + ENTRY_SIZE + DIRENT.size <= end:
         yield position
-        name_length = _DIRENT.unpack_from(reply, position + _ENTRY_SIZE)[2]
-        position += (_ENTRY_SIZE + _DIRENT.size + name_length + 7) & ~7
+        name_length = DIRENT.unpack_from(reply, position + ENTRY_SIZE)[2]
+        position += (ENTRY_SIZE + DIRENT.size + name_length + 7) & ~7
 
 
 def leave_name_only(reply: bytearray | memoryview, offset: int) -> None:
@@ -334,4 +339,4 @@ def leave_name_only(reply: bytearray | memoryview, offset: int) -> None:
 def set_directory_entry_inode(reply: bytearray | memoryview, inode: int, offset: int) -> None:
     """Set st_ino and d_ino in the struct fuse_direntplus at ``offset``."""
     set_entry_inode(reply, inode, offset)
-    _U64.pack_into(reply, offset + _ENTRY_SIZE, inode)
+    _U64.pack_into(reply, offset + ENTRY_SIZE, inode)

@@ -11,15 +11,16 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-_HEADER: Final = struct.Struct("<I")
+ACL_PREFIX: Final = b"system.posix_acl_"
+HEADER: Final = struct.Struct("<I")
 """struct posix_acl_xattr_header (include/uapi/linux/posix_acl_xattr.h): version."""
-_ENTRY: Final = struct.Struct("<HHI")
+ENTRY: Final = struct.Struct("<HHI")
 """struct posix_acl_xattr_entry: tag, permissions, user or group id."""
 _VERSION: Final = 2
 _PERMISSIONS: Final = 0o7
 
 
-class _Tag(enum.IntEnum):
+class Tag(enum.IntEnum):
     """Whom an entry is about; in this order in every valid ACL (fs/posix_acl.c: posix_acl_valid)."""
 
     USER_OBJ = 0x01
@@ -30,9 +31,9 @@ class _Tag(enum.IntEnum):
     OTHER = 0x20
 
 
-_TAGS: Final = frozenset(_Tag)
-_NAMED: Final = frozenset({_Tag.USER, _Tag.GROUP})
-_REQUIRED: Final = (_Tag.USER_OBJ, _Tag.GROUP_OBJ, _Tag.OTHER)
+_TAGS: Final = frozenset(Tag)
+_NAMED: Final = frozenset({Tag.USER, Tag.GROUP})
+_REQUIRED: Final = (Tag.USER_OBJ, Tag.GROUP_OBJ, Tag.OTHER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Inherited:
 
 @dataclass(slots=True)
 class _Entry:
-    tag: _Tag
+    tag: Tag
     permissions: int
     identity: int
 
@@ -76,7 +77,7 @@ def inherit(default: bytes, mode: int, *, directory: bool) -> Inherited:
     """
     entries = _parse(default)
     limited = _limit(entries, mode)
-    extended = any(entry.tag in _NAMED or entry.tag is _Tag.MASK for entry in entries)
+    extended = any(entry.tag in _NAMED or entry.tag is Tag.MASK for entry in entries)
     return Inherited(limited, _format(entries) if extended else None, default if directory else None)
 
 
@@ -84,8 +85,8 @@ def _limit(entries: list[_Entry], mode: int) -> int:
     """Leave in entries and mode only what both grant (fs/posix_acl.c: posix_acl_create_masq)."""
     by_tag = {entry.tag: entry for entry in entries}
     # With a mask, the group's bits of a mode stand for the mask, and the group's own entry stays as it is.
-    group_class = by_tag.get(_Tag.MASK, by_tag[_Tag.GROUP_OBJ])
-    for entry, shift in ((by_tag[_Tag.USER_OBJ], 6), (group_class, 3), (by_tag[_Tag.OTHER], 0)):
+    group_class = by_tag.get(Tag.MASK, by_tag[Tag.GROUP_OBJ])
+    for entry, shift in ((by_tag[Tag.USER_OBJ], 6), (group_class, 3), (by_tag[Tag.OTHER], 0)):
         entry.permissions &= mode >> shift
         mode &= ~(_PERMISSIONS << shift) | entry.permissions << shift
     return mode
@@ -93,18 +94,18 @@ def _limit(entries: list[_Entry], mode: int) -> int:
 
 def _parse(acl: bytes) -> list[_Entry]:
     """Read an ACL (fs/posix_acl.c: posix_acl_from_xattr) and check it (posix_acl_valid)."""
-    if len(acl) < _HEADER.size or (len(acl) - _HEADER.size) % _ENTRY.size:
+    if len(acl) < HEADER.size or (len(acl) - HEADER.size) % ENTRY.size:
         raise ValueError(f"an ACL can't be {len(acl)} bytes long")
-    (version,) = _HEADER.unpack_from(acl)
+    (version,) = HEADER.unpack_from(acl)
     if version != _VERSION:
         raise ValueError(f"ACL of version {version}, not {_VERSION}")
-    entries = [_entry(*fields) for fields in _ENTRY.iter_unpack(acl[_HEADER.size :])]
+    entries = [_entry(*fields) for fields in ENTRY.iter_unpack(acl[HEADER.size :])]
     tags = [entry.tag for entry in entries]
     if tags != sorted(tags):
         raise ValueError("the entries of an ACL are out of order")
     if any(tags.count(tag) != 1 for tag in _REQUIRED):
         raise ValueError("an ACL needs one entry each for owner, group and others")
-    if tags.count(_Tag.MASK) > 1 or (_Tag.MASK not in tags and not _NAMED.isdisjoint(tags)):
+    if tags.count(Tag.MASK) > 1 or (Tag.MASK not in tags and not _NAMED.isdisjoint(tags)):
         raise ValueError("an ACL that names users or groups needs one mask")
     return entries
 
@@ -112,9 +113,9 @@ def _parse(acl: bytes) -> list[_Entry]:
 def _entry(tag: int, permissions: int, identity: int) -> _Entry:
     if tag not in _TAGS or permissions & ~_PERMISSIONS:
         raise ValueError(f"an ACL has an entry of tag {tag:#x} with permissions {permissions:#o}")
-    return _Entry(_Tag(tag), permissions, identity)
+    return _Entry(Tag(tag), permissions, identity)
 
 
 def _format(entries: list[_Entry]) -> bytes:
-    packed = (_ENTRY.pack(entry.tag, entry.permissions, entry.identity) for entry in entries)
-    return _HEADER.pack(_VERSION) + b"".join(packed)
+    packed = (ENTRY.pack(entry.tag, entry.permissions, entry.identity) for entry in entries)
+    return HEADER.pack(_VERSION) + b"".join(packed)

@@ -16,14 +16,14 @@ from typing import Final
 from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer
 from pyoverlay.layers.syscalls import error
+from pyoverlay.overlay.access_control import ACL_PREFIX
 from pyoverlay.overlay.copy_up import CopyUps
 from pyoverlay.overlay.node import Directory, Node
+from pyoverlay.overlay.ownership import CAPABILITY
 
-_ACL_PREFIX: Final = b"system.posix_acl_"
 _DEFAULT_ACL: Final = b"system.posix_acl_default"
 _TRUSTED_PREFIX: Final = b"trusted."
-_CAPABILITY: Final = b"security.capability"
-_LISTED: Final = (b"security.", b"user.", b"trusted.", _ACL_PREFIX)
+_LISTED: Final = (b"security.", b"user.", b"trusted.", ACL_PREFIX)
 """Attributes of these names are stored with a file: listxattr(2) tells of each that getxattr(2) has."""
 _MOST_ABSENT: Final = 256
 
@@ -109,7 +109,7 @@ class AttributeChanges:
         if kept != mode:
             node.upper.set_mode(stat.S_IMODE(kept))
         with contextlib.suppress(OSError):
-            node.upper.remove_attribute(_CAPABILITY)
+            node.upper.remove_attribute(CAPABILITY)
         node.attributes = None
 
     # Extended attributes
@@ -153,7 +153,7 @@ class AttributeChanges:
             for name in shown
             if name is not None
             and (trusted or not name.startswith(_TRUSTED_PREFIX))
-            and (self._has_acls or not name.startswith(_ACL_PREFIX))
+            and (self._has_acls or not name.startswith(ACL_PREFIX))
         ]
 
     def set(self, node: Node, name: bytes, value: bytes, flags: int = 0) -> None:
@@ -181,7 +181,7 @@ class AttributeChanges:
         _note_change(node)
 
     def _refuse_acl_if_off(self, name: bytes) -> None:
-        if not self._has_acls and name.startswith(_ACL_PREFIX):
+        if not self._has_acls and name.startswith(ACL_PREFIX):
             raise error(errno.EOPNOTSUPP)
 
 

@@ -15,11 +15,11 @@ from typing import Final
 
 from pyoverlay.layers.layer import LayerObject
 from pyoverlay.options import MountOptions
+from pyoverlay.overlay.access_control import ACL_PREFIX
 from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.shown_ids import OVERFLOW_ID, IdMap, ShownIds
 
-_ACL_PREFIX: Final = b"system.posix_acl_"
-_CAPABILITY: Final = b"security.capability"
+CAPABILITY: Final = b"security.capability"
 
 
 class Ownership:
@@ -38,9 +38,9 @@ class Ownership:
         """Return the value of an extended attribute as it is shown."""
         if self.ids is None:
             return value
-        if name.startswith(_ACL_PREFIX):
+        if name.startswith(ACL_PREFIX):
             return self.ids.shown_acl(value)
-        return self.ids.shown_capability(value) if name == _CAPABILITY else value
+        return self.ids.shown_capability(value) if name == CAPABILITY else value
 
     # Stored
 
@@ -57,20 +57,18 @@ class Ownership:
 
         Raises OSError EOVERFLOW for an id outside of the map (fs/attr.c: notify_change).
         """
-        ids = self.ids
-        if ids is None:
-            return -1 if user is None else user, -1 if group is None else group
-        return -1 if user is None else ids.users.stored(user), -1 if group is None else ids.groups.stored(
-            group
-        )
+        if self.ids is not None:
+            user = None if user is None else self.ids.users.stored(user)
+            group = None if group is None else self.ids.groups.stored(group)
+        return -1 if user is None else user, -1 if group is None else group
 
     def stored_value(self, name: bytes, value: bytes) -> bytes:
         """Return the value of an extended attribute as it is stored; raises OSError EINVAL."""
         if self.ids is None:
             return value
-        if name.startswith(_ACL_PREFIX):
+        if name.startswith(ACL_PREFIX):
             return self.ids.stored_acl(value)
-        return self.ids.stored_capability(value) if name == _CAPABILITY else value
+        return self.ids.stored_capability(value) if name == CAPABILITY else value
 
     # Given to objects of the upper
 

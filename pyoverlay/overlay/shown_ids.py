@@ -13,17 +13,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyoverlay.layers.syscalls import error
-
-Range = tuple[int, int, int]
-"""The first id on disk, the first that is shown, how many."""
+from pyoverlay.options import IdRange
+from pyoverlay.overlay.access_control import ENTRY, HEADER, Tag
 
 OVERFLOW_ID: Final = 65534
 """What the kernel shows for an id that has no place in a map (/proc/sys/kernel/overflowuid's default)."""
-
-_ACL_HEADER: Final = 4
-_ACL_ENTRY: Final = struct.Struct("<HHI")
-_ACL_USER: Final = 0x02
-_ACL_GROUP: Final = 0x08
 
 _CAPABILITY: Final = struct.Struct("<I16s")
 """struct vfs_cap_data (include/uapi/linux/capability.h): magic with revision and flags, the two sets."""
@@ -37,21 +31,17 @@ _REVISION_3: Final = 0x03000000
 class IdMap:
     """The ids of one kind, users' or groups'. No ranges: each id is itself."""
 
-    __slots__ = ("_overflow", "_ranges")
+    __slots__ = ("_overflow", "_to_disk", "_to_shown")
 
-    def __init__(self, ranges: tuple[Range, ...] = (), overflow: int = OVERFLOW_ID) -> None:
+    def __init__(self, ranges: tuple[IdRange, ...] = (), overflow: int = OVERFLOW_ID) -> None:
         """Map ``ranges``, which overlap on neither side; ``overflow`` stands for everybody else."""
-        self._ranges = ranges
+        self._to_shown = ranges
+        self._to_disk = tuple((shown, on_disk, count) for on_disk, shown, count in ranges)
         self._overflow = overflow
 
     def shown_or_none(self, on_disk: int) -> int | None:
         """Return the id shown for one on disk, None when it has none."""
-        if not self._ranges:
-            return on_disk
-        for first_on_disk, first_shown, count in self._ranges:
-            if 0 <= on_disk - first_on_disk < count:
-                return first_shown + on_disk - first_on_disk
-        return None
+        return _mapped(on_disk, self._to_shown)
 
     def shown(self, on_disk: int) -> int:
         """Return the id shown for one on disk, the overflow id when it has none."""
@@ -60,12 +50,7 @@ class IdMap:
 
     def stored_or_none(self, shown: int) -> int | None:
         """Return the id on disk for one that a caller names, None when it has none."""
-        if not self._ranges:
-            return shown
-        for first_on_disk, first_shown, count in self._ranges:
-            if 0 <= shown - first_shown < count:
-                return first_on_disk + shown - first_shown
-        return None
+        return _mapped(shown, self._to_disk)
 
     def stored(self, shown: int, number: int = errno.EOVERFLOW) -> int:
         """Return the id on disk for one that a caller names; raises OSError ``number`` when it has none."""
@@ -82,6 +67,15 @@ class IdMap:
         """
         stored = self.stored_or_none(shown)
         return self._overflow if stored is None else stored
+
+
+def _mapped(identity: int, ranges: tuple[IdRange, ...]) -> int | None:
+    if not ranges:
+        return identity
+    for first, first_mapped, count in ranges:
+        if 0 <= identity - first < count:
+            return first_mapped + identity - first
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +151,16 @@ class ShownIds:
 
 def _map_acl(value: bytes, user: Callable[[int], int], group: Callable[[int], int]) -> bytes:
     """Map the ids of those named in an ACL; one that is malformed is the file system's to refuse."""
-    if (len(value) - _ACL_HEADER) % _ACL_ENTRY.size:
+    if (len(value) - HEADER.size) % ENTRY.size:
         return value
-    mapped = bytearray(value[:_ACL_HEADER])
-    for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[_ACL_HEADER:]):
+    mapped = bytearray(value[: HEADER.size])
+    for tag, permissions, identity in ENTRY.iter_unpack(value[HEADER.size :]):
         named = identity
-        if tag == _ACL_USER:
+        if tag == Tag.USER:
             named = user(identity)
-        elif tag == _ACL_GROUP:
+        elif tag == Tag.GROUP:
             named = group(identity)
-        mapped += _ACL_ENTRY.pack(tag, permissions, named)
+        mapped += ENTRY.pack(tag, permissions, named)
     return bytes(mapped)
 
 

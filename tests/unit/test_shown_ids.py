@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyoverlay.overlay.shown_ids import OVERFLOW_ID, IdMap, Range, ShownIds
+from pyoverlay.options import IdRange
+from pyoverlay.overlay.shown_ids import OVERFLOW_ID, IdMap, ShownIds
 from tests.harness import fails_with
 from tests.harness.content import posix_acl
 
@@ -22,7 +23,7 @@ def v3(root: int) -> bytes:
 
 
 @st.composite
-def ranges(draw: st.DrawFn) -> tuple[Range, ...]:
+def ranges(draw: st.DrawFn) -> tuple[IdRange, ...]:
     """Ranges that overlap on neither side."""
     counts = draw(st.lists(st.integers(1, 50), max_size=4))
     shown_first = draw(st.permutations(range(len(counts))))
@@ -30,7 +31,7 @@ def ranges(draw: st.DrawFn) -> tuple[Range, ...]:
 
 
 @given(ranges(), st.integers(0, 400))
-def test_what_is_stored_is_shown_again(drawn: tuple[Range, ...], identity: int) -> None:
+def test_what_is_stored_is_shown_again(drawn: tuple[IdRange, ...], identity: int) -> None:
     mapping = IdMap(drawn)
     stored = mapping.stored_or_none(identity)
     if stored is not None:

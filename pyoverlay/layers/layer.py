@@ -390,20 +390,16 @@ class LayerObject:
         assert source.parent is not None
         self.layer.operations += 1
         origin = source.parent
-        if origin is self or origin.held:
-            # Its descriptor stays while ours is opened.
-            target = self.descriptor()
-            os.link(
-                source.name, name, src_dir_fd=origin.descriptor(), dst_dir_fd=target, follow_symlinks=False
-            )
-            return
-        target = os.dup(self.descriptor())
+        # Opening one directory may close another that isn't held.
+        stays_open = origin is self or origin.held
+        target = self.descriptor() if stays_open else os.dup(self.descriptor())
         try:
             os.link(
                 source.name, name, src_dir_fd=origin.descriptor(), dst_dir_fd=target, follow_symlinks=False
             )
         finally:
-            os.close(target)
+            if not stays_open:
+                os.close(target)
 
     def make_directory(self, name: bytes, mode: int) -> None:
         """Create a directory: mkdirat(2)."""

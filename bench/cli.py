@@ -18,9 +18,9 @@ from bench import kernel, machine
 from bench.comparison import compare
 from bench.errors import BenchError
 from bench.report import insert_report, write_report
-from bench.results import Results, SystemFacts, WorkloadFacts
+from bench.results import KERNEL, Results, SystemFacts, WorkloadFacts
 from bench.runner import Planned, Runner, rounds_of
-from bench.systems import REFERENCE, System, choose
+from bench.systems import System, choose
 from bench.workloads.catalogue import ALL
 from bench.workloads.workload import GROUPS, Scale, Workload
 
@@ -229,8 +229,8 @@ def _summary(results: Results, out: Path) -> int:
     for workload, system, outcome, message in wrong:
         print(f"{workload} on {system}: {outcome}: {message}", file=sys.stderr)
     print(f"{out}: {len(results.measurements)} trials, {len(wrong)} kinds of failure", file=sys.stderr)
-    if REFERENCE not in results.systems:
-        print(f"no {REFERENCE} among the systems: the report will show no ratios", file=sys.stderr)
+    if KERNEL not in results.systems:
+        print(f"no {KERNEL} among the systems: the report will show no ratios", file=sys.stderr)
     return 0
 
 

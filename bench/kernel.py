@@ -22,6 +22,9 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 """How mountinfo writes white space and backslashes."""
 
+MOUNT_ENVIRONMENT: Final = {"LIBMOUNT_FORCE_MOUNT2": "always", "LC_ALL": "C"}
+"""For mount(8): fsconfig(2), which newer ones use, takes 256 bytes of an option, too few for many lowers."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench import kernel
 from bench.errors import BenchError
 
 LONG_AGO: Final = 1_577_836_800
@@ -165,8 +166,7 @@ def _kernel_overlay(directory: Path, lowers: list[str]) -> Iterator[Path]:
     view = directory / "view"
     view.mkdir()
     command = ["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={':'.join(lowers)}", str(view)]
-    # fsconfig(2), which newer mount programs use, takes no more than 256 bytes of an option.
-    environment = {**os.environ, "LIBMOUNT_FORCE_MOUNT2": "always", "LC_ALL": "C"}
+    environment = {**os.environ, **kernel.MOUNT_ENVIRONMENT}
     ran = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         raise BenchError(

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from bench.layers import LayerSet
     from bench.systems import System
 
-# fsconfig(2), which newer mount programs use, takes 256 bytes of an option: too few for many lowers.
-_MOUNT_ENVIRONMENT: Final = {"LIBMOUNT_FORCE_MOUNT2": "always", "LC_ALL": "C"}
 _SECONDS_TO_MOUNT: Final = 60
 _SECONDS_TO_END: Final = 60
 _SECONDS_TO_BE_LEFT: Final = 10
@@ -97,7 +95,7 @@ class MountedSystem:
             ran = subprocess.run(
                 command,
                 cwd=self.layers.directory,
-                env={**os.environ, **_MOUNT_ENVIRONMENT},
+                env={**os.environ, **kernel.MOUNT_ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import BenchError
+from bench.results import KERNEL
 from pyoverlay import __version__
-
-REFERENCE = "kernel"
-"""The system that all others are compared with."""
 
 
 class System(ABC):
@@ -71,7 +69,7 @@ class PlainDirectory(System):
 class KernelOverlay(System):
     """The kernel's own overlay file system, which Docker calls overlay2."""
 
-    name = REFERENCE
+    name = KERNEL
 
     def mount_command(self, lowers: Sequence[str], upper: Path, work: Path, target: Path) -> list[str]:
         """Return mount(8)'s command line."""

@@ -263,10 +263,11 @@ def shown(found: os.stat_result) -> Value:
 def listing(path: bytes) -> Value:
     """The names of a directory with the types that readdir gives, sorted."""
     with os.scandir(path) as entries:
-        return sorted((entry.name, _entry_type(entry)) for entry in entries)
+        return sorted((entry.name, entry_type(entry)) for entry in entries)
 
 
-def _entry_type(entry: os.DirEntry[bytes]) -> str:
+def entry_type(entry: os.DirEntry[bytes]) -> str:
+    """The type that readdir gives, or stat in its place."""
     if entry.is_symlink():
         return "symlink"
     if entry.is_dir(follow_symlinks=False):

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from tests.differential.operation import Caller, Operation
+from tests.differential.operations import entry_type
 
 
 def scan(root: bytes) -> dict[bytes, str]:
@@ -17,18 +18,10 @@ def scan(root: bytes) -> dict[bytes, str]:
         with os.scandir(os.path.join(root, directory)) as entries:
             for entry in entries:
                 path = os.path.join(directory, entry.name)
-                tree[path] = _kind(entry)
+                tree[path] = entry_type(entry)
                 if tree[path] == "directory":
                     pending.append(path)
     return dict(sorted(tree.items()))
-
-
-def _kind(entry: os.DirEntry[bytes]) -> str:
-    if entry.is_symlink():
-        return "symlink"
-    if entry.is_dir(follow_symlinks=False):
-        return "directory"
-    return "file" if entry.is_file(follow_symlinks=False) else "special"
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Do container engines run over pyoverlay?"""

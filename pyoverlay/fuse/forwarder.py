@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import select
 import socket
@@ -424,11 +425,15 @@ class Forwarder:
         """Let `forward_requests` end: what isn't read yet gets ENOTCONN when the device is closed."""
         self._reading.cancel()
 
-    async def finish(self) -> None:
-        """Wait until the requests that were read are answered."""
-        while self._in_flight:
-            self._idle = trio.Event()
-            await self._idle.wait()
+    async def finish(self, seconds: float = math.inf) -> None:
+        """Wait until the requests that were read are answered; log those that aren't within ``seconds``."""
+        with trio.move_on_after(seconds):
+            while self._in_flight:
+                self._idle = trio.Event()
+                await self._idle.wait()
+        for request in self._in_flight.values():
+            name = wire.opcode_name(request.opcode)
+            log.warning("%s of process %d gets no answer: not done in %g s", name, request.pid, seconds)
 
     def close(self) -> None:
         """Close the device and our end of the pair: whoever still waits for an answer gets ENOTCONN."""

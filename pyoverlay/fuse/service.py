@@ -63,8 +63,7 @@ class Service:
                 if control is not None:
                     nursery.start_soon(control.serve)
                 await forwarder.forward_requests()
-                with trio.move_on_after(_SECONDS_FOR_REQUESTS_IN_FLIGHT):
-                    await forwarder.finish()
+                await forwarder.finish(_SECONDS_FOR_REQUESTS_IN_FLIGHT)
                 queue.give_up()
                 nursery.cancel_scope.cancel()
             finally:

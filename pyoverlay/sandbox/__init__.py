@@ -1,9 +1,9 @@
 """How is a command run with a merged view as its root directory, and how is everything taken away again?
 
-Who is who: the *caller* takes a mount namespace of its own, so that no one else ever sees the mount; the
-*daemon* that serves it lives there, outside of the command's pid namespace; *process 1* gets new pid, uts,
-ipc and mount namespaces, makes the merged view its root, starts the command and reaps.  When the caller ends,
-by SIGKILL even, the kernel ends the others.
+Who is who: the *caller* takes a mount namespace of its own, so that no one else ever sees the mount, and rids
+it of what isn't the sandbox's; the *daemon* that serves the mount lives there, outside of the command's pid
+namespace; *process 1* gets new pid, uts, ipc and mount namespaces, makes the merged view its root, starts the
+command and reaps.  When the caller ends, by SIGKILL even, the kernel ends the others.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pyoverlay.layers.layer import DescriptorCache, Layer
 from pyoverlay.options import MountOptions
 from pyoverlay.sandbox import namespaces
 from pyoverlay.sandbox.command import SIGNALLED, Bind, Command, SandboxError
+from pyoverlay.sandbox.foreign_mounts import detach_foreign_mounts
 from pyoverlay.sandbox.processes import (
     Child,
     execute,
@@ -116,7 +117,7 @@ def _remove_directories(base: str) -> None:
 def _take_mount_namespace() -> None:
     try:
         namespaces.unshare(namespaces.CLONE_NEWNS)
-        namespaces.make_mounts_private()
+        namespaces.make_mounts_follow()
     except PermissionError:
         raise SandboxError(
             "running a command in an overlay needs root: CAP_SYS_ADMIN, for namespaces"
@@ -188,9 +189,15 @@ def _end(daemon: Child) -> None:
 
 def _run_process_1(merged: str, command: Command, mask: set[signal.Signals]) -> int:
     namespaces.unshare(namespaces.CLONE_NEWPID)
+    waiting, copied = os.pipe()
     # Process 1 takes all others of its pid namespace with it.
-    child = Child(lambda: _be_process_1(merged, command, mask), signal_at_parents_end=signal.SIGKILL)
+    child = Child(lambda: _be_process_1(merged, command, mask, copied), signal_at_parents_end=signal.SIGKILL)
+    os.close(copied)
     try:
+        # What is bound must be here until process 1 has its own mounts; the layers are open.
+        os.read(waiting, 1)
+        os.close(waiting)
+        detach_foreign_mounts(os.path.dirname(merged), os.environ.get("XDG_RUNTIME_DIR", "/run"))
         status = wait_and_pass_signals(child.pid, reap_all=False)
         error = child.error()
     finally:
@@ -201,8 +208,11 @@ def _run_process_1(merged: str, command: Command, mask: set[signal.Signals]) -> 
     return status
 
 
-def _be_process_1(merged: str, command: Command, mask: set[signal.Signals]) -> int:
+def _be_process_1(merged: str, command: Command, mask: set[signal.Signals], copied: int) -> int:
     namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC)
+    os.close(copied)
+    # What the host mounts later isn't what was bound: read-only, say.
+    namespaces.make_mounts_private()
     enter_root(merged, command.binds)
     pid = os.fork()
     if pid == 0:

@@ -20,6 +20,7 @@ CLONE_NEWPID: Final = 0x20000000
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
+MS_SLAVE: Final = 0x80000
 MS_STRICTATIME: Final = 0x1000000
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -42,6 +43,14 @@ def _check(result: int) -> int:
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones: unshare(2).  A new pid namespace is the next child's, not ours."""
     _check(_libc.unshare(ctypes.c_int(flags)))
+
+
+def make_mounts_follow() -> None:
+    """Let no mount made or ended here be seen elsewhere, but the reverse: MS_SLAVE, mount_namespaces(7).
+
+    What the host unmounts then isn't kept alive by the copy of the mount that is here.
+    """
+    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None))
 
 
 def make_mounts_private() -> None:

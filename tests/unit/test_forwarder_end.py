@@ -1,11 +1,13 @@
-"""When the forwarder stops reading, is anything lost that it has read?"""
+"""When the forwarder stops reading, is anything lost that it has read, or given up without a word?"""
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 from collections.abc import Callable
 
+import pytest
 import trio
 import trio.testing
 
@@ -51,8 +53,34 @@ async def test_a_request_that_waits_for_room_is_passed_on(open_overlay: Callable
                 session.send(answer)
                 assert await _receive(kernel) == answer
                 passed_on.append(unique)
-            with trio.fail_after(30):
-                await forwarder.finish()
+            await forwarder.finish(30)
+            assert not forwarder._in_flight
             nursery.cancel_scope.cancel()
     forwarder.close()
     assert passed_on == read
+
+
+async def test_what_is_given_up_is_logged(
+    open_overlay: Callable[..., Vfs], caplog: pytest.LogCaptureFixture
+) -> None:
+    overlay = open_overlay(fast_path=False)
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    device.setblocking(False)
+    forwarder = Forwarder(device.detach(), overlay.fs, on_ready=lambda: None, on_interrupt=lambda _pid: None)
+    session = socket.socket(fileno=forwarder.give_session_descriptor())
+    with kernel, session:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forwarder.forward_requests)
+            for unique, pid in ((2, 123), (4, 45)):
+                length = wire.IN_HEADER_SIZE
+                kernel.send(struct.pack("=IIQQIIIHH", length, Opcode.FSYNC, unique, 1, 0, 0, pid, 0, 0))
+            await trio.testing.wait_all_tasks_blocked()
+            forwarder.stop_reading()
+            with caplog.at_level(logging.WARNING):
+                await forwarder.finish(0.01)
+            nursery.cancel_scope.cancel()
+    forwarder.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "FSYNC of process 123 gets no answer: not done in 0.01 s",
+        "FSYNC of process 45 gets no answer: not done in 0.01 s",
+    ]

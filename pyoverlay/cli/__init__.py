@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "run": ("pyoverlay.cli.run", "run a command with the merged view as its root directory"),
     "changes": ("pyoverlay.cli.changes", "list what was added, changed and deleted, as docker diff does"),
     "inspect": ("pyoverlay.cli.inspect", "show a mount's layers, options and counters as JSON"),
+    "snapshotter": ("pyoverlay.cli.snapshotter", "keep containerd's images and containers as layers"),
     "demo": ("pyoverlay.cli.demo", "show how image layers work, on real mounts"),
 }
 """Name of each command -> (its module, its summary)."""

@@ -56,7 +56,7 @@ def main(words: list[str]) -> int:
 
 
 def _parser() -> arguments.ArgumentParser:
-    commands = "\n".join(f"  {name:<10}{summary}" for name, (_module, summary) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<13}{summary}" for name, (_module, summary) in COMMANDS.items())
     parser = arguments.ArgumentParser(
         "",
         _SUMMARY,

@@ -1,0 +1,1 @@
+"""How do container engines use pyoverlay, beyond calling it as a mount program?"""

@@ -1,0 +1,164 @@
+"""Where do the layers of snapshots lie, how are they made, measured and removed?
+
+``ROOT/snapshots/NUMBER/fs`` is a snapshot's own layer, ``ROOT/snapshots/NUMBER/work`` the work directory
+while it is written to.  A directory whose number no snapshot has belongs to nobody: something ended between
+two steps, or the snapshot was removed.  It knows numbers, not names; what lies in a layer isn't its business.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from pyoverlay.containers.snapshotter.snapshot import SnapshotError, Usage
+from pyoverlay.layers.layer import DescriptorCache, Layer
+
+log = logging.getLogger(__name__)
+
+_BLOCK: Final = 512
+_MODE: Final = 0o755
+_DESCRIPTORS: Final = 256
+_REFUSED_IN_ROOT: Final = ',:\\"\n'
+
+
+class Directories:
+    """The directories below one root, for as long as this process holds the root."""
+
+    def __init__(self, root: Path) -> None:
+        """Create the root when it isn't there, and take hold of it.
+
+        Raises SnapshotError when it can't be used, or another process has it.
+        """
+        for sign in _REFUSED_IN_ROOT:
+            if sign in str(root):
+                raise SnapshotError(
+                    f"the root {str(root)!r} holds the sign {sign!r}, which means something in mount "
+                    "options: choose another directory"
+                )
+        self.root: Final = root
+        self._snapshots: Final = root / "snapshots"
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(root)
+            self._snapshots.mkdir(mode=0o700, exist_ok=True)
+            self._descriptor = os.open(self._snapshots, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as failure:
+            raise SnapshotError(f"the root {root} can't be used: {failure.strerror}") from None
+
+    def close(self) -> None:
+        """Give the root up."""
+        os.close(self._descriptor)
+        os.close(self._lock)
+
+    def layer(self, number: int) -> Path:
+        """Return the path of a snapshot's own layer."""
+        return self._snapshots / str(number) / "fs"
+
+    def work(self, number: int) -> Path:
+        """Return the path of an active snapshot's work directory."""
+        return self._snapshots / str(number) / "work"
+
+    def make(self, number: int, parent: int | None, *, writable: bool) -> None:
+        """Make the directories of a new snapshot, and see to it that they stay.
+
+        Args:
+            number: the snapshot's.
+            parent: the nearest parent's.  The layer's root gets owner and mode of its root, as the
+                merged view's root is the upper's.
+            writable: whether there is a work directory.
+
+        Raises:
+            SnapshotError: they can't be made, or the parent's are missing.
+        """
+        path = self._snapshots / str(number)
+        try:
+            status = None if parent is None else os.stat(self.layer(parent))
+            if path.exists():
+                # Of a snapshot that never came to be, but had this number.
+                self._remove(path.name)
+            path.mkdir(mode=0o700)
+            self._make_layer(self.layer(number), status)
+            if writable:
+                self.work(number).mkdir(mode=0o711)
+            os.fsync(self._descriptor)
+        except OSError as failure:
+            raise SnapshotError(f"{failure.filename or path}: {failure.strerror}") from failure
+
+    @staticmethod
+    def _make_layer(layer: Path, parent: os.stat_result | None) -> None:
+        layer.mkdir(mode=0o700)
+        if parent is not None:
+            os.chown(layer, parent.st_uid, parent.st_gid)
+        layer.chmod(_MODE if parent is None else stat.S_IMODE(parent.st_mode))
+
+    def orphans(self, owned: frozenset[int]) -> list[str]:
+        """Return the names of what belongs to no snapshot of these numbers."""
+        known = {str(number) for number in owned}
+        return [name for name in os.listdir(self._descriptor) if name not in known]
+
+    def remove(self, orphans: list[str]) -> None:
+        """Remove what `orphans` told; what can't be removed stays for the next time, and is logged."""
+        for name in orphans:
+            try:
+                self._remove(name)
+            except OSError as failure:
+                log.warning("%s can't be removed yet: %s", self._snapshots / name, failure.strerror)
+
+    def _remove(self, name: str) -> None:
+        # Walks with descriptors and with constant stack depth, however deep a layer is.
+        cache = DescriptorCache(_DESCRIPTORS)
+        layer = Layer(str(self._snapshots), os.dup(self._descriptor), cache, writable=True)
+        try:
+            layer.root.remove_tree(os.fsencode(name))
+        except FileNotFoundError:
+            # Another thread was faster.
+            pass
+        finally:
+            cache.close()
+            layer.close()
+
+    def usage(self, number: int) -> Usage:
+        """Measure a snapshot's own layer: the blocks of each inode once (continuity: fs/du_unix.go).
+
+        Raises SnapshotError when it is missing.
+        """
+        layer = self.layer(number)
+        seen: set[tuple[int, int]] = set()
+        try:
+            size = _count(os.stat(layer), seen)
+            for _path, directories, files, descriptor in os.fwalk(layer, onerror=_refuse):
+                for name in (*directories, *files):
+                    size += _count(os.stat(name, dir_fd=descriptor, follow_symlinks=False), seen)
+        except OSError as failure:
+            raise SnapshotError(f"the layer {layer} can't be measured: {failure.strerror}") from failure
+        return Usage(size, len(seen))
+
+
+def _count(status: os.stat_result, seen: set[tuple[int, int]]) -> int:
+    identity = (status.st_dev, status.st_ino)
+    if identity in seen:
+        return 0
+    seen.add(identity)
+    return status.st_blocks * _BLOCK
+
+
+def _refuse(failure: OSError) -> None:
+    # What vanished meanwhile takes nothing.
+    if failure.errno != errno.ENOENT:
+        raise failure
+
+
+def _lock(root: Path) -> int:
+    """Hold the root: flock(2), gone with the process.  Raises SnapshotError when another one has it."""
+    descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SnapshotError(f"another snapshotter uses the root {root}: end that one first") from None
+    return descriptor

@@ -1,0 +1,123 @@
+"""What does a snapshotter do?  Database and directories kept in step, so that every step may be the last.
+
+A snapshot's directory is made before the transaction that names it ends; removing a snapshot takes its name
+away first, and its directory later.  So what a killed process leaves is at worst a directory without a
+snapshot, and those are removed at the start and at every clean-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from pyoverlay.containers.snapshotter import filters, occupation
+from pyoverlay.containers.snapshotter.directories import Directories
+from pyoverlay.containers.snapshotter.mounts import Mount, Mounts, check_shifts
+from pyoverlay.containers.snapshotter.snapshot import (
+    Information,
+    Kind,
+    Snapshot,
+    SnapshotArgumentError,
+    Usage,
+    check_labels,
+    check_name,
+    field,
+)
+from pyoverlay.containers.snapshotter.store import Store
+
+
+class Snapshotter:
+    """The snapshots below one root.  Its methods may be called from any thread; all raise SnapshotError."""
+
+    def __init__(self, root: Path, program: str) -> None:
+        """Take hold of a root directory, and remove what a process that was killed left there.
+
+        Args:
+            root: the directory; created when it isn't there.
+            program: how containerd calls pyoverlay to mount: a path, or a name in its PATH.
+
+        Raises:
+            SnapshotError: the root can't be used, or another process uses it.
+        """
+        self._directories = Directories(root)
+        try:
+            self._store = Store(root / "metadata.db")
+            self._mounts = Mounts(self._directories, program)
+            self.clean_up()
+        except BaseException:
+            self._directories.close()
+            raise
+
+    def close(self) -> None:
+        """Give the root up."""
+        self._store.close()
+        self._directories.close()
+
+    def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Mount:
+        """Create an active snapshot or a view on a committed parent, or on nothing.
+
+        Returns:
+            How to mount it.
+        """
+        check_name(key, "key")
+        check_labels(labels)
+        check_shifts(labels)
+        return self._mounts.of(self._store.create(kind, key, parent, labels, self._make_directories))
+
+    def _make_directories(self, snapshot: Snapshot) -> None:
+        parent = snapshot.parents[0] if snapshot.parents else None
+        self._directories.make(snapshot.number, parent, writable=snapshot.kind is Kind.ACTIVE)
+
+    def mount(self, key: str) -> Mount:
+        """Return how to mount an active snapshot or a view.
+
+        An upper has one writer: while an active snapshot is mounted, all further mounts of it, to see what
+        has changed in a running container, are read-only.
+        """
+        snapshot = self._store.mountable(key)
+        overlaid = snapshot.kind is Kind.ACTIVE and snapshot.parents
+        read_only = bool(overlaid) and occupation.has_writer(self._directories.layer(snapshot.number))
+        return self._mounts.of(snapshot, read_only=read_only)
+
+    def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
+        """Make the active snapshot ``key`` the committed one ``name``, which has these labels only."""
+        check_name(name, "name")
+        check_labels(labels)
+        number = self._store.find(key).number
+        self._store.commit(key, number, name, self._directories.usage(number), labels)
+
+    def remove(self, name: str) -> None:
+        """Remove a snapshot without children; what it takes on disk is freed by the next `clean_up`."""
+        self._store.remove(name)
+
+    def information(self, name: str) -> Information:
+        """Return what is told about a snapshot."""
+        return self._store.information(name)
+
+    def update(self, name: str, labels: Mapping[str, str], fields: Iterable[str]) -> Information:
+        """Change labels, see `Store.update`; return what is told about the snapshot then."""
+        check_labels(labels)
+        return self._store.update(name, labels, fields)
+
+    def list_information(self, texts: Iterable[str]) -> Iterator[Information]:
+        """Return what is told about the snapshots that match any of the filters, or about all, by name."""
+        try:
+            wanted = filters.parse(texts)
+        except filters.FilterError as failure:
+            raise SnapshotArgumentError(str(failure)) from None
+        return (
+            each
+            for each in self._store.list_information()
+            if wanted.matches(lambda path, each=each: field(each, path))  # type: ignore[misc]
+        )
+
+    def usage(self, name: str) -> Usage:
+        """Return what a snapshot takes on disk without its parents; a view takes nothing."""
+        snapshot, measured = self._store.usage(name)
+        return self._directories.usage(snapshot.number) if snapshot.kind is Kind.ACTIVE else measured
+
+    def clean_up(self) -> None:
+        """Remove the directories that belong to no snapshot."""
+        orphans: list[str] = []
+        self._store.while_no_snapshot_is_made(lambda owned: orphans.extend(self._directories.orphans(owned)))
+        self._directories.remove(orphans)

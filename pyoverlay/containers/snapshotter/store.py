@@ -1,0 +1,309 @@
+"""Which snapshots are there?  What SQLite keeps about them, one transaction a step.
+
+Every method is one transaction: after it returned, its change is there whatever happens to this process or
+this machine; before that, none of it.  A snapshot's number is its directory's name and is never given twice.
+It knows the disk only through `Store.create`'s callback.  The rules are containerd's
+(snapshots/storage/bolt.go).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from pyoverlay.containers.snapshotter.snapshot import (
+    Information,
+    Kind,
+    Snapshot,
+    SnapshotArgumentError,
+    SnapshotError,
+    SnapshotExistsError,
+    SnapshotNotFoundError,
+    SnapshotStateError,
+    Usage,
+)
+
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE snapshots (
+    number  INTEGER PRIMARY KEY AUTOINCREMENT,
+    name    TEXT NOT NULL UNIQUE,
+    parent  INTEGER REFERENCES snapshots (number),
+    kind    INTEGER NOT NULL,
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    labels  TEXT NOT NULL,
+    size    INTEGER NOT NULL DEFAULT 0,
+    inodes  INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX children ON snapshots (parent);
+"""
+_INFORMATION: Final = """
+SELECT this.name, coalesce(parent.name, ''), this.kind, this.created, this.updated, this.labels
+FROM snapshots AS this LEFT JOIN snapshots AS parent ON parent.number = this.parent
+"""
+_PARENTS: Final = """
+WITH RECURSIVE chain (number, depth) AS (
+    SELECT parent, 1 FROM snapshots WHERE number = ?
+    UNION ALL
+    SELECT snapshots.parent, depth + 1 FROM snapshots JOIN chain ON snapshots.number = chain.number
+)
+SELECT number FROM chain WHERE number IS NOT NULL ORDER BY depth
+"""
+
+
+class Store:
+    """The database.  Its methods may be called from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, or create it.
+
+        Raises SnapshotError when it is none, or a newer pyoverlay's.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA foreign_keys = ON")
+            self._create_schema()
+        except sqlite3.DatabaseError as failure:
+            raise SnapshotError(f"{path} can't be used as the snapshotter's database: {failure}") from None
+
+    def _create_schema(self) -> None:
+        with self._transaction():
+            ((version,),) = self._database.execute("PRAGMA user_version")
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._database.execute(statement)
+                self._database.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise SnapshotError(
+                    f"{self._path} is of version {version}, and this pyoverlay knows version {_VERSION}: "
+                    "use a newer pyoverlay"
+                )
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._database.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing, and no other thread's between."""
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def create(
+        self,
+        kind: Kind,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str],
+        make_directory: Callable[[Snapshot], None],
+    ) -> Snapshot:
+        """Add an active snapshot or a view.
+
+        Args:
+            kind: which of the two.
+            key: its name.
+            parent: the name of a committed snapshot, or empty.
+            labels: its labels.
+            make_directory: makes the snapshot's directory; called just before the transaction ends, so that
+                no snapshot is ever without its directory.
+
+        Raises:
+            SnapshotNotFoundError: there is no such parent.
+            SnapshotArgumentError: the parent isn't committed.
+            SnapshotExistsError: the key is taken.
+        """
+        with self._transaction():
+            above = self._committed_parent(parent) if parent else None
+            if self._number(key) is not None:
+                raise SnapshotExistsError(f"snapshot {key!r} exists already")
+            now = time.time_ns()
+            number = self._database.execute(
+                "INSERT INTO snapshots (name, parent, kind, created, updated, labels)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (key, above, kind, now, now, _stored(labels)),
+            ).lastrowid
+            assert number is not None
+            snapshot = Snapshot(number, kind, self._parents(number), labels)
+            make_directory(snapshot)
+            return snapshot
+
+    def _committed_parent(self, name: str) -> int:
+        found = self._database.execute(
+            "SELECT number, kind FROM snapshots WHERE name = ?", (name,)
+        ).fetchone()
+        if found is None:
+            raise SnapshotNotFoundError(f"the parent {name!r} doesn't exist")
+        number, kind = found
+        if kind != Kind.COMMITTED:
+            raise SnapshotArgumentError(f"the parent {name!r} isn't committed")
+        return int(number)
+
+    def mountable(self, key: str) -> Snapshot:
+        """Return where an active snapshot or a view is.
+
+        Raises SnapshotNotFoundError, or SnapshotStateError when it is committed.
+        """
+        snapshot = self.find(key)
+        if snapshot.kind is Kind.COMMITTED:
+            raise SnapshotStateError(f"snapshot {key!r} is committed, and only a view on it can be mounted")
+        return snapshot
+
+    def find(self, name: str) -> Snapshot:
+        """Return where a snapshot of any kind is.  Raises SnapshotNotFoundError."""
+        with self._lock:
+            found = self._database.execute(
+                "SELECT number, kind, labels FROM snapshots WHERE name = ?", (name,)
+            ).fetchone()
+            if found is None:
+                raise _not_found(name)
+            number, kind, labels = found
+            return Snapshot(number, Kind(kind), self._parents(number), json.loads(labels))
+
+    def commit(self, key: str, number: int, name: str, usage: Usage, labels: Mapping[str, str]) -> None:
+        """Make an active snapshot a committed one, under another name.
+
+        Args:
+            key: the active snapshot's.
+            number: its number, which ``usage`` was measured of.
+            name: what it is called from now on.
+            usage: what it takes on disk.
+            labels: its labels from now on; the former ones go.
+
+        Raises:
+            SnapshotExistsError: ``name`` is taken.
+            SnapshotNotFoundError: there is no such snapshot.
+            SnapshotStateError: it isn't active.
+        """
+        with self._transaction():
+            if self._number(name) is not None:
+                raise SnapshotExistsError(f"snapshot {name!r} exists already")
+            found = self._database.execute(
+                "SELECT kind FROM snapshots WHERE name = ? AND number = ?", (key, number)
+            ).fetchone()
+            if found is None:
+                raise _not_found(key)
+            if found[0] != Kind.ACTIVE:
+                raise SnapshotStateError(f"snapshot {key!r} isn't active, so it can't be committed")
+            now = time.time_ns()
+            self._database.execute(
+                "UPDATE snapshots SET name = ?, kind = ?, created = ?, updated = ?, labels = ?,"
+                " size = ?, inodes = ? WHERE number = ?",
+                (name, Kind.COMMITTED, now, now, _stored(labels), usage.size, usage.inodes, number),
+            )
+
+    def remove(self, name: str) -> None:
+        """Forget a snapshot; its directory has no owner from then on.
+
+        Raises SnapshotNotFoundError, or SnapshotStateError when it is a parent.
+        """
+        with self._transaction():
+            number = self._number(name)
+            if number is None:
+                raise _not_found(name)
+            child = self._database.execute(
+                "SELECT name FROM snapshots WHERE parent = ?", (number,)
+            ).fetchone()
+            if child is not None:
+                raise SnapshotStateError(
+                    f"snapshot {name!r} is the parent of {child[0]!r}, so it can't be removed"
+                )
+            self._database.execute("DELETE FROM snapshots WHERE number = ?", (number,))
+
+    def information(self, name: str) -> Information:
+        """Return what is told about a snapshot.  Raises SnapshotNotFoundError."""
+        with self._lock:
+            return self._information(name)
+
+    def _information(self, name: str) -> Information:
+        row = self._database.execute(f"{_INFORMATION} WHERE this.name = ?", (name,)).fetchone()
+        if row is None:
+            raise _not_found(name)
+        return _read(row)
+
+    def list_information(self) -> list[Information]:
+        """Return what is told about all snapshots, by name."""
+        with self._lock:
+            return [_read(row) for row in self._database.execute(f"{_INFORMATION} ORDER BY this.name")]
+
+    def usage(self, name: str) -> tuple[Snapshot, Usage]:
+        """Return a snapshot and what was measured when it was committed (nothing before)."""
+        snapshot = self.find(name)
+        with self._lock:
+            found = self._database.execute(
+                "SELECT size, inodes FROM snapshots WHERE number = ?", (snapshot.number,)
+            ).fetchone()
+        if found is None:
+            raise _not_found(name)
+        return snapshot, Usage(*found)
+
+    def update(self, name: str, labels: Mapping[str, str], fields: Iterable[str]) -> Information:
+        """Change a snapshot's labels.
+
+        Args:
+            name: the snapshot's.
+            labels: the new labels.
+            fields: ``labels`` to replace them all, ``labels.NAME`` to set one; none replace them all.
+
+        Raises:
+            SnapshotNotFoundError: there is no such snapshot.
+            SnapshotArgumentError: another field is named; those never change.
+        """
+        with self._transaction():
+            changed = dict(self._information(name).labels)
+            for field in list(fields) or ["labels"]:
+                kind, _, label = field.partition(".")
+                if field == "labels":
+                    changed = dict(labels)
+                elif kind == "labels":
+                    changed[label] = labels.get(label, "")
+                else:
+                    raise SnapshotArgumentError(f"the field {field!r} of snapshot {name!r} can't be changed")
+            self._database.execute(
+                "UPDATE snapshots SET labels = ?, updated = ? WHERE name = ?",
+                (_stored(changed), time.time_ns(), name),
+            )
+            return self._information(name)
+
+    def while_no_snapshot_is_made(self, act: Callable[[frozenset[int]], None]) -> None:
+        """Call ``act`` with the numbers of all snapshots; none is made before it returns."""
+        with self._transaction():
+            act(frozenset(number for (number,) in self._database.execute("SELECT number FROM snapshots")))
+
+    def _number(self, name: str) -> int | None:
+        found = self._database.execute("SELECT number FROM snapshots WHERE name = ?", (name,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def _parents(self, number: int) -> tuple[int, ...]:
+        return tuple(parent for (parent,) in self._database.execute(_PARENTS, (number,)))
+
+
+def _not_found(name: str) -> SnapshotNotFoundError:
+    return SnapshotNotFoundError(f"snapshot {name!r} doesn't exist")
+
+
+def _stored(labels: Mapping[str, str]) -> str:
+    """Write labels as JSON; one without a value is one that isn't there (metadata/boltutil/helpers.go)."""
+    return json.dumps({name: value for name, value in labels.items() if value})
+
+
+def _read(row: tuple[str, str, int, int, int, str]) -> Information:
+    name, parent, kind, created, updated, labels = row
+    return Information(name, parent, Kind(kind), created, updated, json.loads(labels))

@@ -1,0 +1,346 @@
+"""Does a snapshot go from state to state as containerd wants it, and is every step whole or undone?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyoverlay.containers.snapshotter.directories import Directories
+from pyoverlay.containers.snapshotter.mounts import Mount
+from pyoverlay.containers.snapshotter.snapshot import (
+    GID_MAPPING,
+    UID_MAPPING,
+    Kind,
+    SnapshotArgumentError,
+    SnapshotError,
+    SnapshotExistsError,
+    SnapshotNotFoundError,
+    SnapshotStateError,
+)
+from pyoverlay.containers.snapshotter.snapshotter import Snapshotter
+
+PROGRAM = "/usr/bin/pyoverlay"
+
+
+@pytest.fixture
+def root(base: Path) -> Path:
+    return base / "root"
+
+
+@pytest.fixture
+def snapshotter(root: Path) -> Iterator[Snapshotter]:
+    opened = Snapshotter(root, PROGRAM)
+    yield opened
+    opened.close()
+
+
+def prepare(snapshotter: Snapshotter, key: str, parent: str = "", **labels: str) -> Mount:
+    return snapshotter.create(Kind.ACTIVE, key, parent, labels)
+
+
+def commit(snapshotter: Snapshotter, name: str, parent: str = "") -> None:
+    prepare(snapshotter, f"making {name}", parent)
+    snapshotter.commit(f"making {name}", name, {})
+
+
+def names(snapshotter: Snapshotter) -> list[str]:
+    return [each.name for each in snapshotter.list_information([])]
+
+
+def directories(root: Path) -> set[str]:
+    return set(os.listdir(root / "snapshots"))
+
+
+# How it is mounted
+
+
+def test_one_layer_is_bound(snapshotter: Snapshotter, root: Path) -> None:
+    assert prepare(snapshotter, "a") == Mount("bind", f"{root}/snapshots/1/fs", ("rw", "rbind"))
+    assert snapshotter.mount("a") == Mount("bind", f"{root}/snapshots/1/fs", ("rw", "rbind"))
+    snapshotter.commit("a", "one", {})
+    view = snapshotter.create(Kind.VIEW, "v", "one", {})
+    assert view == snapshotter.mount("v") == Mount("bind", f"{root}/snapshots/1/fs", ("ro", "rbind"))
+
+
+def test_several_layers_are_stacked(snapshotter: Snapshotter, root: Path) -> None:
+    commit(snapshotter, "one")
+    commit(snapshotter, "two", "one")
+    layers = root / "snapshots"
+    lowers = f"lowerdir={layers}/2/fs:{layers}/1/fs"
+    writable = prepare(snapshotter, "a", "two")
+    assert writable == Mount(
+        f"fuse3.{PROGRAM}", "overlay", (f"workdir={layers}/3/work", f"upperdir={layers}/3/fs", lowers)
+    )
+    assert snapshotter.mount("a") == writable
+    view = snapshotter.create(Kind.VIEW, "v", "two", {})
+    assert view == snapshotter.mount("v") == Mount(f"fuse3.{PROGRAM}", "overlay", (lowers,))
+
+
+def test_an_empty_view_is_empty(snapshotter: Snapshotter, root: Path) -> None:
+    view = snapshotter.create(Kind.VIEW, "v", "", {})
+    assert view == Mount("bind", f"{root}/snapshots/1/fs", ("ro", "rbind"))
+
+
+def test_shifted_ids(snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "one")
+    labels = {UID_MAPPING: "0:100000:65536", GID_MAPPING: "0:200000:10:10:300000:5"}
+    expected = ("uidmapping=0:100000:65536", "gidmapping=0:200000:10:10:300000:5")
+    assert snapshotter.create(Kind.ACTIVE, "a", "one", labels).options[-2:] == expected
+    assert snapshotter.mount("a").options[-2:] == expected
+    assert snapshotter.create(Kind.VIEW, "v", "one", labels).options[1:] == expected
+
+
+@pytest.mark.parametrize("value", ["", "0:1", "0:1:0", "x", "0:1:2,lowerdir=/etc"])
+def test_ids_that_cant_be_shifted(snapshotter: Snapshotter, value: str, root: Path) -> None:
+    with pytest.raises(SnapshotArgumentError, match="uidmapping"):
+        prepare(snapshotter, "a", "", **{UID_MAPPING: value})
+    assert names(snapshotter) == []
+    assert directories(root) == set()
+
+
+# Its states
+
+
+def test_a_key_is_taken_once(snapshotter: Snapshotter, root: Path) -> None:
+    prepare(snapshotter, "a")
+    for kind in (Kind.ACTIVE, Kind.VIEW):
+        with pytest.raises(SnapshotExistsError, match="'a'"):
+            snapshotter.create(kind, "a", "", {})
+    assert directories(root) == {"1"}
+
+
+def test_a_parent_is_committed(snapshotter: Snapshotter, root: Path) -> None:
+    prepare(snapshotter, "a")
+    with pytest.raises(SnapshotArgumentError, match="isn't committed"):
+        prepare(snapshotter, "b", "a")
+    with pytest.raises(SnapshotNotFoundError, match="'nobody'"):
+        prepare(snapshotter, "b", "nobody")
+    assert directories(root) == {"1"}
+
+
+def test_committing_gives_another_name_and_other_labels(snapshotter: Snapshotter) -> None:
+    prepare(snapshotter, "a", kept="no")
+    before = snapshotter.information("a")
+    assert (before.kind, before.labels) == (Kind.ACTIVE, {"kept": "no"})
+    snapshotter.commit("a", "one", {"new": "yes", "without value": ""})
+    after = snapshotter.information("one")
+    assert (after.kind, after.parent, after.labels) == (Kind.COMMITTED, "", {"new": "yes"})
+    assert after.created == after.updated > before.created
+    with pytest.raises(SnapshotNotFoundError):
+        snapshotter.information("a")
+    prepare(snapshotter, "a", "one")
+    assert snapshotter.information("a").parent == "one"
+
+
+def test_what_cant_be_committed(snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "one")
+    snapshotter.create(Kind.VIEW, "v", "one", {})
+    prepare(snapshotter, "a", "one")
+    with pytest.raises(SnapshotStateError, match="isn't active"):
+        snapshotter.commit("v", "two", {})
+    with pytest.raises(SnapshotStateError, match="isn't active"):
+        snapshotter.commit("one", "two", {})
+    with pytest.raises(SnapshotNotFoundError):
+        snapshotter.commit("nobody", "two", {})
+    with pytest.raises(SnapshotExistsError):
+        snapshotter.commit("a", "one", {})
+    assert names(snapshotter) == ["a", "one", "v"]
+
+
+def test_what_is_committed_isnt_mounted(snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "one")
+    with pytest.raises(SnapshotStateError, match="committed"):
+        snapshotter.mount("one")
+    with pytest.raises(SnapshotNotFoundError):
+        snapshotter.mount("nobody")
+
+
+def test_a_parent_isnt_removed(snapshotter: Snapshotter) -> None:
+    commit(snapshotter, "one")
+    commit(snapshotter, "two", "one")
+    with pytest.raises(SnapshotStateError, match="'two'"):
+        snapshotter.remove("one")
+    snapshotter.remove("two")
+    snapshotter.remove("one")
+    with pytest.raises(SnapshotNotFoundError):
+        snapshotter.remove("one")
+    assert names(snapshotter) == []
+
+
+def test_names_and_labels_have_limits(snapshotter: Snapshotter) -> None:
+    with pytest.raises(SnapshotArgumentError, match="key is empty"):
+        prepare(snapshotter, "")
+    with pytest.raises(SnapshotArgumentError, match="4096"):
+        prepare(snapshotter, "a", label="x" * 4096)
+    prepare(snapshotter, "a", label="x" * 4091)
+    with pytest.raises(SnapshotArgumentError, match="name is empty"):
+        snapshotter.commit("a", "", {})
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "fields", "expected"),
+    [
+        ({"new": "1"}, [], {"new": "1"}),
+        ({"new": "1"}, ["labels"], {"new": "1"}),
+        ({"new": "1", "other": "2"}, ["labels.new"], {"a": "1", "b": "2", "new": "1"}),
+        ({}, ["labels.a"], {"b": "2"}),
+        ({"b": "3", "x.y": "4"}, ["labels.b", "labels.x.y"], {"a": "1", "b": "3", "x.y": "4"}),
+        ({}, [], {}),
+    ],
+)
+def test_updating_labels(
+    snapshotter: Snapshotter, labels: dict[str, str], fields: list[str], expected: dict[str, str]
+) -> None:
+    prepare(snapshotter, "one", a="1", b="2")
+    before = snapshotter.information("one")
+    updated = snapshotter.update("one", labels, fields)
+    assert updated == snapshotter.information("one")
+    assert updated.labels == expected
+    assert updated.created == before.created
+    assert updated.updated > before.updated
+
+
+@pytest.mark.parametrize("field", ["parent", "kind", "name", "created_at", "label"])
+def test_nothing_else_is_updated(snapshotter: Snapshotter, field: str) -> None:
+    prepare(snapshotter, "one", a="1")
+    with pytest.raises(SnapshotArgumentError, match=field):
+        snapshotter.update("one", {"a": "2"}, ["labels.a", field])
+    assert snapshotter.information("one").labels == {"a": "1"}
+    with pytest.raises(SnapshotNotFoundError):
+        snapshotter.update("nobody", {}, [])
+
+
+# The directories
+
+
+def test_the_root_of_a_layer_is_as_its_parents(snapshotter: Snapshotter, root: Path) -> None:
+    prepare(snapshotter, "a")
+    layer = root / "snapshots/1/fs"
+    assert stat.S_IMODE(layer.stat().st_mode) == 0o755
+    os.chown(layer, 5, 6)
+    layer.chmod(0o1770)
+    snapshotter.commit("a", "one", {})
+    prepare(snapshotter, "b", "one")
+    status = (root / "snapshots/2/fs").stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (5, 6, 0o1770)
+
+
+def test_usage_counts_blocks_of_each_inode_once(snapshotter: Snapshotter, root: Path) -> None:
+    prepare(snapshotter, "a")
+    layer = root / "snapshots/1/fs"
+    (layer / "d").mkdir()
+    (layer / "d/file").write_bytes(b"x" * 10_000)
+    os.link(layer / "d/file", layer / "again")
+    with (layer / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+    paths = [layer, layer / "d", layer / "d/file", layer / "sparse"]
+    size = sum(path.stat().st_blocks * 512 for path in paths)
+    usage = snapshotter.usage("a")
+    assert (usage.size, usage.inodes) == (size, 4)
+    snapshotter.commit("a", "one", {})
+    (layer / "later").write_bytes(b"never measured again")
+    assert snapshotter.usage("one") == usage
+    snapshotter.create(Kind.VIEW, "v", "one", {})
+    assert (snapshotter.usage("v").size, snapshotter.usage("v").inodes) == (0, 0)
+
+
+def test_a_removed_snapshots_directory_goes_with_the_next_clean_up(
+    snapshotter: Snapshotter, root: Path
+) -> None:
+    commit(snapshotter, "one")
+    prepare(snapshotter, "a", "one")
+    _make_deep_tree(root / "snapshots/2/fs", levels=1500)
+    snapshotter.remove("a")
+    assert directories(root) == {"1", "2"}
+    snapshotter.clean_up()
+    assert directories(root) == {"1"}
+
+
+def _make_deep_tree(directory: Path, levels: int) -> None:
+    """Deeper than Python's recursion and than a path may be."""
+    descriptor = os.open(directory, os.O_DIRECTORY)
+    for _ in range(levels):
+        os.mkdir("directory", dir_fd=descriptor)
+        below = os.open("directory", os.O_DIRECTORY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+
+
+def test_numbers_are_never_given_twice(snapshotter: Snapshotter, root: Path) -> None:
+    prepare(snapshotter, "a")
+    snapshotter.remove("a")
+    prepare(snapshotter, "a")
+    assert directories(root) == {"1", "2"}
+
+
+# What a killed process leaves
+
+
+def test_killed_before_the_transaction_that_names_a_directory(
+    snapshotter: Snapshotter, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Directories.make
+
+    def fail_late(*words: object, **more: object) -> None:
+        made(*words, **more)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Directories, "make", fail_late)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(snapshotter, "a")
+    monkeypatch.undo()
+    assert directories(root) == {"1"}
+    (root / "snapshots/1/fs/left").touch()
+    prepare(snapshotter, "a")
+    assert directories(root) == {"1"}
+    assert list((root / "snapshots/1/fs").iterdir()) == []
+
+
+def test_a_start_removes_what_belongs_to_no_snapshot(root: Path) -> None:
+    with contextlib.closing(Snapshotter(root, PROGRAM)) as first:
+        commit(first, "one")
+    for name in ("7", "new-x"):
+        (root / "snapshots" / name / "fs/d").mkdir(parents=True)
+    (root / "snapshots/file").touch()
+    with contextlib.closing(Snapshotter(root, PROGRAM)) as again:
+        assert directories(root) == {"1"}
+        assert names(again) == ["one"]
+
+
+def test_one_snapshotter_a_root(snapshotter: Snapshotter, root: Path) -> None:
+    with pytest.raises(SnapshotError, match="another snapshotter"):
+        Snapshotter(root, PROGRAM)
+    prepare(snapshotter, "a")
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:b", "a\\b", 'a"b', "a\nb"])
+def test_roots_that_mount_options_cant_name(base: Path, name: str) -> None:
+    with pytest.raises(SnapshotError, match="choose another"):
+        Snapshotter(base / name, PROGRAM)
+    assert list(base.iterdir()) == []
+
+
+def test_a_database_of_something_else(root: Path) -> None:
+    root.mkdir()
+    (root / "metadata.db").write_bytes(b"no database at all" * 1000)
+    with pytest.raises(SnapshotError, match=r"metadata\.db"):
+        Snapshotter(root, PROGRAM)
+
+
+def test_a_database_of_a_newer_version(root: Path) -> None:
+    Snapshotter(root, PROGRAM).close()
+    database = sqlite3.connect(root / "metadata.db")
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(SnapshotError, match="99"):
+        Snapshotter(root, PROGRAM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 _FULL_UID_MAP: Final = ["0", "0", "4294967295"]
@@ -11,8 +10,9 @@ _CAP_SYS_ADMIN: Final = 21
 
 def is_administrator() -> bool:
     """Tell whether this process has CAP_SYS_ADMIN in the initial user namespace: capabilities(7)."""
-    if Path("/proc/self/uid_map").read_text(encoding="ascii").split() != _FULL_UID_MAP:
-        return False
+    with open("/proc/self/uid_map", encoding="ascii") as uid_map:
+        if uid_map.read().split() != _FULL_UID_MAP:
+            return False
     return has_administration("self")
 
 
@@ -21,8 +21,8 @@ def has_administration(process: int | str) -> bool:
 
     Raises OSError when there is no such process.
     """
-    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
-    for line in status.splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    with open(f"/proc/{process}/status", encoding="utf-8", errors="replace") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
     return False

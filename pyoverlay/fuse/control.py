@@ -1,7 +1,8 @@
 """How does another process ask a daemon about its mount?
 
 Each daemon listens on a Unix socket named after its mount's device number, in a directory of the
-user's; it answers one JSON object a connection.  Asking never touches the mount itself.
+user's; it answers one JSON object a connection.  Asking never touches the mount itself.  The socket is there
+before trio is, which only serves it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Final
-
-import trio
+from typing import TYPE_CHECKING, Any, Final
 
 from pyoverlay.fuse.device import device_number
 from pyoverlay.options import OverlayError
+
+if TYPE_CHECKING:
+    import trio
 
 Description = dict[str, Any]
 
@@ -36,12 +38,11 @@ def _directories() -> list[str]:
 class ControlSocket:
     """The daemon's side."""
 
-    def __init__(self, number: str, describe: Callable[[], Description]) -> None:
-        """Answer for the mount with device ``number`` (``0:57``) what ``describe`` returns.
+    def __init__(self, number: str) -> None:
+        """Listen for the mount with device ``number`` (``0:57``): who asks waits for `serve`.
 
         Raises OSError when no directory can hold the socket.
         """
-        self._describe = describe
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self.path = self._bind(number)
@@ -67,15 +68,17 @@ class ControlSocket:
         assert failure is not None
         raise failure
 
-    async def serve(self) -> None:
-        """Answer until cancelled."""
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
-        await trio.serve_listeners(self._answer, [listener])
+    async def serve(self, describe: Callable[[], Description]) -> None:
+        """Answer what ``describe`` returns until cancelled."""
+        import trio  # noqa: PLC0415
 
-    async def _answer(self, stream: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            await stream.send_all(json.dumps(self._describe()).encode())
-            await stream.aclose()
+        async def answer(stream: trio.SocketStream) -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await stream.send_all(json.dumps(describe()).encode())
+                await stream.aclose()
+
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
+        await trio.serve_listeners(answer, [listener])
 
     def close(self) -> None:
         """Remove the socket, if it isn't that of a newer mount with our old number."""

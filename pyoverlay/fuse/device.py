@@ -1,18 +1,13 @@
 """How is /dev/fuse opened, mounted and unmounted?
 
-With the right to mount, mount(2); without it, fusermount3, which hands the opened device back over a
-socket.  It knows nothing of the overlay.
+With the right to mount, mount(2); without it, `fusermount`.  It knows nothing of the overlay.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import os
-import shutil
-import socket
 import stat
-import subprocess
 from dataclasses import dataclass
 
 from pyoverlay.layers import syscalls
@@ -67,7 +62,9 @@ def connect(options: MountOptions, target: str, name: str) -> Connection:
     try:
         descriptor = _mount(options, target, name)
     except PermissionError:
-        descriptor = _mount_with_fusermount(options, target, name)
+        from pyoverlay.fuse import fusermount  # noqa: PLC0415 - root needs nothing of what it imports
+
+        descriptor = fusermount.mount(options, target, name)
     except OSError as failure:
         raise MountError(f"can't mount on {target}: {failure.strerror}") from None
     os.set_blocking(descriptor, False)
@@ -84,7 +81,7 @@ def _mount(options: MountOptions, target: str, name: str) -> int:
         f"user_id={os.geteuid()}",
         f"group_id={os.getegid()}",
         f"max_read={MAX_TRANSFER}",
-        *_permission_options(options),
+        *permission_options(options),
     ]
     try:
         syscalls.mount(
@@ -100,7 +97,8 @@ def _mount(options: MountOptions, target: str, name: str) -> int:
     return descriptor
 
 
-def _permission_options(options: MountOptions) -> list[str]:
+def permission_options(options: MountOptions) -> list[str]:
+    """Return the mount options that say who may use a mount."""
     wanted = []
     if options.default_permissions:
         wanted.append("default_permissions")
@@ -123,49 +121,6 @@ def _mount_flags(options: MountOptions) -> int:
     return flags
 
 
-def _mount_with_fusermount(options: MountOptions, target: str, name: str) -> int:
-    """Let the setuid helper mount (lib/mount.c: fuse_mount_fusermount in libfuse)."""
-    program = shutil.which("fusermount3")
-    if program is None:
-        raise MountError(
-            f"can't mount on {target}: mounting needs root, or the program fusermount3 (package fuse3)"
-        )
-    wanted = [f"fsname={name}", f"subtype={name}", f"max_read={MAX_TRANSFER}", *_permission_options(options)]
-    for applies, word in (
-        (not options.writable, "ro"),
-        (not options.exec, "noexec"),
-        (not options.atime, "noatime"),
-    ):
-        if applies:
-            wanted.append(word)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, theirs:
-        finished = subprocess.run(
-            [program, "-o", ",".join(wanted), "--", target],
-            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-        if finished.returncode:
-            said = finished.stderr.decode(errors="replace").strip() or "fusermount3 failed"
-            raise MountError(f"can't mount on {target}: {said}")
-        return _receive_descriptor(ours)
-
-
-def _receive_descriptor(connection: socket.socket) -> int:
-    descriptors = array.array("i")
-    _data, ancillary, _flags, _address = connection.recvmsg(1, socket.CMSG_SPACE(descriptors.itemsize))
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(payload[: descriptors.itemsize])
-            os.set_inheritable(descriptors[0], False)
-            return descriptors[0]
-    raise MountError("fusermount3 mounted, but sent no device")
-
-
 def unmount(target: str, *, lazy: bool = False) -> None:
     """Unmount ``target``; ``lazy`` detaches it at once, though files are open.
 
@@ -174,18 +129,12 @@ def unmount(target: str, *, lazy: bool = False) -> None:
     flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
     try:
         syscalls.unmount(os.fsencode(target), flags)
-        return
     except PermissionError:
-        program = shutil.which("fusermount3")
-        if program is None:
-            raise MountError(f"can't unmount {target}: it needs root, or the program fusermount3") from None
+        from pyoverlay.fuse import fusermount  # noqa: PLC0415 - as above
+
+        fusermount.unmount(target, lazy=lazy)
     except OSError as failure:
         raise MountError(f"can't unmount {target}: {_unmount_reason(failure)}") from None
-    command = [program, "-u", *(["-z"] if lazy else []), "--", target]
-    finished = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if finished.returncode:
-        said = finished.stderr.decode(errors="replace").strip()
-        raise MountError(f"can't unmount {target}: {said or 'fusermount3 failed'}")
 
 
 def _unmount_reason(failure: OSError) -> str:

@@ -1,11 +1,10 @@
-"""What passes between /dev/fuse and pyfuse3?
+"""What passes between the kernel and pyfuse3?
 
-The forwarder owns the device.  What the fast path can't answer at once goes to pyfuse3, which has one end of
-a SOCK_SEQPACKET pair and takes it for the device.  Requests are handed over one by one, when pyfuse3 asks for
-one (`polling`); until it has asked, the forwarder passes them on by itself.
-On the way the forwarder answers INIT itself (libfuse knows fewer features than we serve), puts inode
-numbers into replies (pyfuse3 has one number for nodeid and st_ino), looks for the flags that pyfuse3 drops,
-and counts.
+What isn't answered at once (`exchange`) goes to pyfuse3, which has one end of a SOCK_SEQPACKET pair and takes
+it for the device.  Requests are handed over one by one, when pyfuse3 asks for one (`polling`); until it has
+asked, the forwarder passes them on by itself.
+Its answer to INIT goes nowhere: the kernel has one already.  Into the other replies the forwarder puts inode
+numbers: pyfuse3 has one number for nodeid and st_ino.
 """
 
 from __future__ import annotations
@@ -17,64 +16,30 @@ import os
 import select
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import trio
 
 from pyoverlay.fuse import wire
-from pyoverlay.fuse.device import MAX_TRANSFER
-from pyoverlay.fuse.fast_path import FastPath
-from pyoverlay.fuse.passthrough import Passthrough
-from pyoverlay.fuse.reading import WaitingReads
+from pyoverlay.fuse.exchange import BUFFER_SIZE, Exchange, Request
 from pyoverlay.fuse.wire import Opcode
-from pyoverlay.overlay.filesystem import OverlayFilesystem
 from pyoverlay.overlay.node import WRITTEN_UNSEEN
-from pyoverlay.privileges import is_administrator
 
 log = logging.getLogger(__name__)
 
-_BUFFER_SIZE: Final = MAX_TRANSFER + 8 * wire.PAGE
 _REQUESTS_BEFORE_YIELDING: Final = 32
 _SECONDS_BEFORE_YIELDING: Final = 0.002
 _PATIENCE_MS: Final = 1
 """How long the thread waits for the next request before it waits in trio, when nothing is under way."""
-_MAX_BACKGROUND: Final = 64
 _PAIR_BUFFER: Final = 4 * 1024 * 1024
 _SO_SNDBUFFORCE: Final = 32
 
 # As plain numbers: they are compared once a request.
 _CREATE: Final = int(Opcode.CREATE)
 _INIT: Final = int(Opcode.INIT)
-_INTERRUPT: Final = int(Opcode.INTERRUPT)
 _OPEN: Final = int(Opcode.OPEN)
-_RELEASE: Final = int(Opcode.RELEASE)
 _READDIRPLUS: Final = int(Opcode.READDIRPLUS)
-
-# As the only writer we know when data changes: the kernel need not guess from times and sizes.
-_FEATURES: Final = (
-    wire.ASYNC_READ
-    | wire.ATOMIC_O_TRUNC
-    | wire.BIG_WRITES
-    | wire.DONT_MASK
-    | wire.DO_READDIRPLUS
-    | wire.ASYNC_DIO
-    | wire.PARALLEL_DIROPS
-    | wire.MAX_PAGES
-    | wire.CACHE_SYMLINKS
-    | wire.EXPLICIT_INVAL_DATA
-    | wire.HANDLE_KILLPRIV_V2
-)
-
-
-class Request(NamedTuple):
-    """A request that is pyfuse3's.  ``message`` is there until the next one is read."""
-
-    opcode: int
-    pid: int
-    unique: int
-    message: memoryview
 
 
 class Forwarder:
@@ -82,25 +47,21 @@ class Forwarder:
 
     def __init__(
         self,
-        device: int,
-        filesystem: OverlayFilesystem,
+        exchange: Exchange,
+        kept: Sequence[Request] = (),
         *,
-        on_ready: Callable[[], None],
         on_interrupt: Callable[[int], None],
     ) -> None:
-        """Forward for ``device``, a non-blocking descriptor of a mounted /dev/fuse.
+        """Forward what ``exchange`` leaves, after the requests ``kept`` that it has left already.
 
-        ``on_ready`` is called when the kernel has its INIT reply, ``on_interrupt`` with the thread id of a
-        caller that got a signal.
+        ``on_interrupt`` is called with the thread id of a caller that got a signal.
         """
-        self.requests: Counter[int] = Counter()
-        """How many requests of each opcode came."""
-        self.answered_at_once = 0
-        """How many of them the fast path answered."""
-        self._device = device
-        self._filesystem = filesystem
-        self._on_ready = on_ready
+        self._exchange = exchange
+        self._kept = kept
+        self._filesystem = exchange.filesystem
         self._on_interrupt = on_interrupt
+        exchange.on_interrupt = self._interrupt
+        self.invalidate_attributes: Final = exchange.invalidate_attributes
         self._in_flight: dict[int, Request] = {}
         self._idle = trio.Event()
         self._reading = trio.CancelScope()
@@ -112,18 +73,10 @@ class Forwarder:
         self._reply_may_wait = False
         self._last_yield = 0.0
         self._poll = select.poll()
-        self._poll.register(device, select.POLLIN)
-        self._request_view = memoryview(bytearray(_BUFFER_SIZE))
-        self._request_buffers = [self._request_view]
-        self._reply_buffer = bytearray(_BUFFER_SIZE)
+        self._poll.register(exchange.device, select.POLLIN)
+        self._reply_buffer = bytearray(BUFFER_SIZE)
         self._reply_view = memoryview(self._reply_buffer)
         self._ours, self._theirs = _message_pair()
-        self._kernel_offers = wire.InitRequest(0, 0, 0, 0)
-        self._waiting_reads = WaitingReads(self._write)
-        self.read_later = self._waiting_reads.read
-        self._passthrough = Passthrough(device, filesystem, self.invalidate_attributes)
-        self._fast_path = FastPath(filesystem, self) if filesystem.stack.options.fast_path else None
-        self._debugging = log.isEnabledFor(logging.DEBUG)
 
     def give_session_descriptor(self) -> int:
         """Return the end that pyfuse3 takes for the device; once, it is pyfuse3's to close."""
@@ -142,32 +95,38 @@ class Forwarder:
             await self._gone.wait()
 
     async def _push(self) -> None:
+        for request in self._kept:
+            await self._push_request(request)
         while not self._pulled:
             if not await self._forward_what_is_there():
                 self._gone.set()
                 return
             if not self._pulled:
-                await trio.lowlevel.wait_readable(self._device)
+                await trio.lowlevel.wait_readable(self._exchange.device)
 
     async def _forward_what_is_there(self) -> bool:
         """Read until the device is empty; False when the mount has gone."""
         count = 0
         while True:
-            size = self._read()
+            size = self._exchange.read()
             if size is None:
                 return True
             if size == 0:
                 return False
-            request = self._receive(size)
-            # What was read is passed on, whoever wants to stop reading.
-            with trio.CancelScope(shield=True):
-                if request is not None and await self._forward(request):
-                    self._handed_over += 1
+            request = self._exchange.receive(size)
+            if request is not None:
+                await self._push_request(request)
             if self._reading.cancel_called or self._pulled:
                 return True
             count += 1
             if count % _REQUESTS_BEFORE_YIELDING == 0:
                 await trio.lowlevel.checkpoint()
+
+    async def _push_request(self, request: Request) -> None:
+        # What was read is passed on, whoever wants to stop reading.
+        with trio.CancelScope(shield=True):
+            if await self._forward(request):
+                self._handed_over += 1
 
     async def hand_over_request(self) -> None:
         """Return when one more request is in the pair.  One task at a time may ask."""
@@ -178,14 +137,14 @@ class Forwarder:
             self._handed_over -= 1
             return
         while not self._reading.cancel_called:
-            size = self._read()
+            size = self._exchange.read()
             if size is None:
                 await self._wait_for_device()
             elif size == 0:
                 self._gone.set()
                 break
             else:
-                request = self._receive(size)
+                request = self._exchange.receive(size)
                 handed_over = request is not None and await self._forward(request)
                 if time.monotonic() - self._last_yield > _SECONDS_BEFORE_YIELDING:
                     await self._yield()
@@ -206,47 +165,8 @@ class Forwarder:
         While requests are under way, tasks and worker threads must be seen to at once.
         """
         if self._in_flight or not self._poll.poll(_PATIENCE_MS):
-            await trio.lowlevel.wait_readable(self._device)
+            await trio.lowlevel.wait_readable(self._exchange.device)
             self._last_yield = time.monotonic()
-
-    def _read(self) -> int | None:
-        """Read one request; its size, None when there is none, 0 when the mount has gone."""
-        while True:
-            try:
-                return os.readv(self._device, self._request_buffers)
-            except BlockingIOError:
-                return None
-            except OSError as failure:
-                if failure.errno in (errno.EINTR, errno.ENOENT):
-                    continue
-                if failure.errno == errno.ENODEV:
-                    return 0
-                raise
-
-    def _receive(self, size: int) -> Request | None:
-        """See to the request of ``size`` bytes that was read; return it when it is pyfuse3's."""
-        message = self._request_view[:size]
-        opcode, unique, nodeid, pid = wire.request_fields(message)
-        self.requests[opcode] += 1
-        if self._debugging:
-            log.debug("%d %s node %d", unique, wire.opcode_name(opcode), nodeid)
-        if opcode == _INTERRUPT:
-            self._interrupt(wire.interrupted_unique(message))
-            return None
-        if opcode == _INIT:
-            self._offer_less(message)
-        elif opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
-            self._kill_privileges(nodeid)
-        elif opcode == _RELEASE:
-            self._passthrough.released(wire.released_handle(message))
-        if self._fast_path is not None:
-            answer = self._fast_path.answer(opcode, unique, nodeid, message)
-            if answer is not None:
-                self.answered_at_once += 1
-                if answer:
-                    self._write(unique, *answer)
-                return None
-        return Request(opcode, pid, unique, message)
 
     async def _forward(self, request: Request) -> bool:
         """Pass a request on to pyfuse3; False when it can't be, and was answered instead."""
@@ -254,7 +174,7 @@ class Forwarder:
             self._in_flight[request.unique] = request
         return await self._send(request.unique, request.message)
 
-    async def _send(self, unique: int, message: memoryview) -> bool:
+    async def _send(self, unique: int, message: wire.Buffer) -> bool:
         while True:
             try:
                 self._ours.send(message)
@@ -264,20 +184,8 @@ class Forwarder:
             except OSError as failure:
                 log.error("request %d can't be passed on: %s", unique, failure)
                 self._take_request(unique)
-                self._write(unique, wire.error_reply(unique, errno.EIO))
+                self._exchange.write(unique, wire.error_reply(unique, errno.EIO))
                 return False
-
-    def _offer_less(self, message: memoryview) -> None:
-        """Hide from libfuse what doesn't work over a pair of sockets."""
-        self._kernel_offers = wire.init_request(message)
-        flags = self._kernel_offers.flags & ~wire.SPLICE_FLAGS
-        wire.set_init_flags(message, flags, min(self._kernel_offers.max_readahead, MAX_TRANSFER))
-
-    def _kill_privileges(self, nodeid: int) -> None:
-        try:
-            self._filesystem.kill_privileges(nodeid)
-        except OSError as failure:
-            log.warning("can't clear suid, sgid and capabilities of node %d: %s", nodeid, failure)
 
     def _interrupt(self, unique: int) -> None:
         request = self._in_flight.get(unique)
@@ -326,6 +234,8 @@ class Forwarder:
     def _reply(self, message: memoryview) -> None:
         header = wire.reply_header(message)
         request = self._take_request(header.unique)
+        if request is not None and request.opcode == _INIT:
+            return
         if request is not None and header.error == 0:
             opcode = request.opcode
             if opcode in wire.ANSWERS_WITH_ENTRY:
@@ -336,13 +246,10 @@ class Forwarder:
                 self._show_opened(opcode, message)
             elif opcode == _READDIRPLUS:
                 self._show_listed_inodes(message)
-            elif opcode == _INIT:
-                self._answer_init(header.unique, message)
-                return
-        if self._debugging:
+        if self._exchange.debugging:
             result = os.strerror(-header.error) if header.error < 0 else f"{header.length} bytes"
             log.debug("%d -> %s", header.unique, result)
-        self._write(header.unique, message)
+        self._exchange.write(header.unique, message)
 
     def _take_request(self, unique: int) -> Request | None:
         request = self._in_flight.pop(unique, None)
@@ -350,54 +257,14 @@ class Forwarder:
             self._idle.set()
         return request
 
-    def _write(self, unique: int, *pieces: wire.Buffer) -> None:
-        """Write a reply; whoever waits for one that is refused gets an error."""
-        try:
-            if len(pieces) == 1:
-                os.write(self._device, pieces[0])
-            else:
-                os.writev(self._device, pieces)
-        except OSError as failure:
-            if failure.errno in (errno.ENOENT, errno.ENODEV):
-                # The caller was killed, or the mount has gone.
-                return
-            log.error("the reply to request %d was refused: %s", unique, failure)
-            excuse = wire.error_reply(unique, errno.EIO)
-            if unique and pieces != (excuse,):
-                self._write(unique, excuse)
-
-    def _answer_init(self, unique: int, message: memoryview) -> None:
-        flags = _FEATURES
-        if self._filesystem.stack.options.acl:
-            flags |= wire.POSIX_ACL
-        flags &= self._kernel_offers.flags
-        if self._filesystem.stack.options.passthrough == "auto" and is_administrator():
-            flags |= (wire.PASSTHROUGH | wire.INIT_EXT) & self._kernel_offers.flags
-        if flags & wire.PASSTHROUGH:
-            self._passthrough.enable()
-        reply = wire.init_reply(
-            unique,
-            min(wire.init_reply_minor(message), self._kernel_offers.minor),
-            flags=flags,
-            max_readahead=min(self._kernel_offers.max_readahead, MAX_TRANSFER),
-            max_write=MAX_TRANSFER,
-            max_background=_MAX_BACKGROUND,
-        )
-        self._write(unique, reply)
-        self._on_ready()
-
     def _show_entry_inode(self, message: memoryview) -> None:
         node = self._filesystem.nodes.get(wire.entry_nodeid(message))
         if node is not None:
             wire.set_entry_inode(message, node.inode)
 
-    def opened(self, handle: int) -> tuple[int, int]:
-        """Decide how an opened file is read and written; see `Passthrough.opened`."""
-        return self._passthrough.opened(handle)
-
     def _show_opened(self, opcode: int, message: memoryview) -> None:
         handle = wire.opened_handle(opcode, message)
-        flags, backing = self.opened(handle)
+        flags, backing = self._exchange.opened(handle)
         wire.set_opened(opcode, message, flags, backing)
         if opcode == _CREATE and backing and self._filesystem.file(handle).node.unseen & WRITTEN_UNSEEN:
             wire.leave_attributes_invalid(message)
@@ -412,12 +279,6 @@ class Forwarder:
                 wire.set_directory_entry_inode(message, nodeid & ~wire.NAME_ONLY, offset)
             elif node is not None:
                 wire.set_directory_entry_inode(message, node.inode, offset)
-
-    # To the kernel, unasked
-
-    def invalidate_attributes(self, nodeid: int) -> None:
-        """Make the kernel ask again for a node's attributes."""
-        self._write(0, wire.invalidate_attributes(nodeid))
 
     # The end
 
@@ -437,8 +298,7 @@ class Forwarder:
 
     def close(self) -> None:
         """Close the device and our end of the pair: whoever still waits for an answer gets ENOTCONN."""
-        self._waiting_reads.close()
-        os.close(self._device)
+        self._exchange.close()
         self._ours.close()
 
 

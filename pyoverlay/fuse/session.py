@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import logging.handlers
 import os
 import resource
 import signal
@@ -19,12 +18,17 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from pyoverlay.fuse import device
+from pyoverlay.fuse.beginning import serve_while_importing
+from pyoverlay.fuse.control import ControlSocket
 from pyoverlay.fuse.device import MountError
+from pyoverlay.fuse.exchange import Exchange
 from pyoverlay.layers.stack import Stack
 from pyoverlay.options import MountOptions, OverlayError
+from pyoverlay.overlay.filesystem import OverlayFilesystem
 
 logger = logging.getLogger(__name__)
 
+_SYSTEM_LOG: Final = "/dev/log"
 _READY: Final = b"\0ready"
 _END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -146,8 +150,12 @@ def _set_up_log(log_file: str | None, *, debug: bool, foreground: bool) -> None:
 
 
 def _system_log() -> logging.Handler:
+    if not os.path.exists(_SYSTEM_LOG):
+        return logging.NullHandler()
+    from logging.handlers import SysLogHandler  # noqa: PLC0415 - imported where it is of use
+
     try:
-        return logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+        return SysLogHandler(_SYSTEM_LOG, SysLogHandler.LOG_DAEMON)
     except OSError:
         return logging.NullHandler()
 
@@ -183,11 +191,20 @@ class _Daemon:
             stack.close()
 
     def _serve(self, stack: Stack, connection: device.Connection, on_ready: Callable[[], None]) -> None:
-        # Imported late: a refusal shouldn't wait for trio.
-        from pyoverlay.fuse import service  # noqa: PLC0415
+        signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)  # until somebody listens to them
+        filesystem = OverlayFilesystem(stack)
+        exchange = Exchange(connection.descriptor, filesystem, on_ready)
+        control = _open_control_socket(connection)
+        try:
+            kept = serve_while_importing(exchange, "pyoverlay.fuse.service")
+            from pyoverlay.fuse import service  # noqa: PLC0415
 
-        options = dataclasses.asdict(self._options)
-        service.Service(stack, connection, options).run(on_ready, _END_SIGNALS)
+            options = dataclasses.asdict(self._options)
+            service.Service(exchange, connection, control, options).run(kept, _END_SIGNALS)
+        finally:
+            if control is not None:
+                control.close()
+            filesystem.close()
 
     @staticmethod
     def _detach(connection: device.Connection) -> None:
@@ -200,6 +217,14 @@ class _Daemon:
                 device.unmount(connection.target, lazy=True)
             except MountError as failure:
                 logger.warning("%s", failure)
+
+
+def _open_control_socket(connection: device.Connection) -> ControlSocket | None:
+    try:
+        return ControlSocket(connection.device_number)
+    except OSError as failure:
+        logger.warning("no control socket: %s", failure)
+        return None
 
 
 def _raise_descriptor_limit() -> None:

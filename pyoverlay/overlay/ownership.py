@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from pyoverlay.layers.layer import LayerObject
@@ -110,6 +109,7 @@ def _shown_ids(options: MountOptions) -> ShownIds | None:
 def _overflow_id(name: str) -> int:
     """Ask the kernel what it shows for ids that have no place in a map."""
     try:
-        return int(Path("/proc/sys/kernel", name).read_text(encoding="ascii"))
+        with open(f"/proc/sys/kernel/{name}", encoding="ascii") as number:
+            return int(number.read())
     except (OSError, ValueError):
         return OVERFLOW_ID

@@ -68,6 +68,15 @@ def adopting_orphans() -> Iterator[None]:
         assert prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
 
 
+def children() -> list[int]:
+    """The pids of this process's children, adopted ones too."""
+    return [
+        int(pid)
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text(encoding="ascii").split()
+    ]
+
+
 def exit_status(pid: int) -> int:
     """Waits for the end of a daemon that was adopted; returns its exit status, negative for a signal."""
     ended: list[int] = []

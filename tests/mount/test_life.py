@@ -27,6 +27,7 @@ from tests.mount.daemons import (
     LIMIT_SECONDS,
     adopting_orphans,
     bytes_in_preparation,
+    children,
     exit_status,
     is_mounted,
     wait_for_end,
@@ -173,6 +174,22 @@ def test_exit_status_and_traces(adopted: None, stack: Stack, ending: signal.Sign
     assert (stack.upper / "new").read_text() == "new\n"
     with Mount(Kind.PYOVERLAY, stack) as mount:
         assert sorted(os.listdir(mount.path)) == ["big", "directory", "new"]
+
+
+@pytest.mark.parametrize("ending", [*ENDING_SIGNALS, None], ids=lambda one: one.name if one else "umount")
+def test_end_at_the_very_beginning(adopted: None, stack: Stack, ending: signal.Signals | None) -> None:
+    """The mount is live before all that serves it is imported; it can end then, too."""
+    options = ",".join(Mount(Kind.PYOVERLAY, stack).option_list())
+    subprocess.run([*PYOVERLAY, "mount", "-o", options, stack.merged], env=environment(), check=True)
+    assert is_mounted(stack.merged)
+    [pid] = children()
+    if ending is None:
+        subprocess.run(["umount", stack.merged], check=True)
+    else:
+        os.kill(pid, ending)
+    assert exit_status(pid) == 0
+    assert not is_mounted(stack.merged)
+    assert leftovers(stack.work) == []
 
 
 @pytest.mark.parametrize("ending", ENDING_SIGNALS, ids=lambda one: one.name)

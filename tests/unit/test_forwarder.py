@@ -19,6 +19,7 @@ import trio.testing
 from pyoverlay.fuse import forwarder as forwarder_module
 from pyoverlay.fuse import wire
 from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.exchange import Exchange
 from pyoverlay.fuse.forwarder import Forwarder
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.node import ROOT_NODEID
@@ -64,9 +65,8 @@ class Ends:
         device.setblocking(False)
         self.ready = 0
         self.interrupted: list[int] = []
-        self.forwarder = Forwarder(
-            device.detach(), overlay.fs, on_ready=self._count_ready, on_interrupt=self.interrupted.append
-        )
+        self.exchange = Exchange(device.detach(), overlay.fs, self._count_ready)
+        self.forwarder = Forwarder(self.exchange, on_interrupt=self.interrupted.append)
         self.pyfuse3 = socket.socket(fileno=self.forwarder.give_session_descriptor())
         self.pyfuse3.setblocking(False)
 
@@ -147,7 +147,7 @@ async def test_what_the_fast_path_answers_never_passes(
 
     assert opened[:16] == reply(bytes(16))[:16]
     assert passed[4:8] == struct.pack("=I", Opcode.FSYNCDIR)
-    assert ends.forwarder.answered_at_once == 1
+    assert ends.exchange.answered_at_once == 1
     nursery.cancel_scope.cancel()
     ends.close()
 
@@ -164,7 +164,7 @@ async def test_many_requests_keep_their_order(ends: Ends) -> None:
         ends.kernel.send(request(Opcode.GETATTR, unique=unique + 2))
     got = [wire.request_header(await receive(ends.pyfuse3)).unique for _request in range(100)]
     assert got == list(range(2, 102))
-    assert ends.forwarder.requests == Counter({Opcode.GETATTR: 100})
+    assert ends.exchange.requests == Counter({Opcode.GETATTR: 100})
 
 
 async def test_a_failure_passes_as_it_is(ends: Ends) -> None:
@@ -252,9 +252,10 @@ async def test_init_is_answered_with_what_we_serve(ends: Ends) -> None:
     offered = wire.init_request(await ends.to_pyfuse3(init_request(everything)))
     assert not offered.flags & wire.SPLICE_FLAGS
     assert offered.max_readahead == MAX_TRANSFER
-    assert ends.ready == 0
-    got = await ends.to_kernel(reply(struct.pack("=IIII48x", 7, 38, 4096, 0), unique=1))
-    assert ends.ready == 1
+    assert ends.ready == 1, "the kernel needn't wait for pyfuse3"
+    got = await receive(ends.kernel)
+    ends.pyfuse3.send(reply(struct.pack("=IIII48x", 7, 38, 4096, 0), unique=1))
+    assert await nothing_arrives(ends.kernel)
     major, minor, readahead, flags = struct.unpack_from("=IIII", got, 16)
     assert (major, minor, readahead) == (7, 38, MAX_TRANSFER)
     for feature in (
@@ -274,7 +275,7 @@ async def test_init_is_answered_with_what_we_serve(ends: Ends) -> None:
 
 async def test_no_feature_that_the_kernel_lacks(ends: Ends) -> None:
     await ends.to_pyfuse3(init_request(wire.ASYNC_READ, max_readahead=4096, minor=31))
-    got = await ends.to_kernel(reply(struct.pack("=IIII48x", 7, 38, 4096, 0), unique=1))
+    got = await receive(ends.kernel)
     assert struct.unpack_from("=IIII", got, 16) == (7, 31, 4096, wire.ASYNC_READ)
 
 
@@ -405,10 +406,10 @@ async def test_a_reply_that_the_kernel_refuses_becomes_eio(
 async def test_an_invalidation_that_the_kernel_does_not_want(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends.forwarder.invalidate_attributes(5)
+    ends.exchange.invalidate_attributes(5)
     assert await receive(ends.kernel) == wire.invalidate_attributes(5)
     device = DeviceRefusing(monkeypatch, errno.ENOENT)
-    ends.forwarder.invalidate_attributes(7)
+    ends.exchange.invalidate_attributes(7)
     assert device.written == [wire.invalidate_attributes(7)]
 
 

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from pyoverlay.fuse import wire
+from pyoverlay.fuse.exchange import Exchange
 from pyoverlay.fuse.forwarder import Forwarder
 from pyoverlay.fuse.wire import Opcode
 from tests.unit.vfs import Vfs
@@ -32,7 +33,8 @@ async def test_a_request_that_waits_for_room_is_passed_on(open_overlay: Callable
     kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (kernel, device):
         end.setblocking(False)
-    forwarder = Forwarder(device.detach(), overlay.fs, on_ready=lambda: None, on_interrupt=lambda _pid: None)
+    exchange = Exchange(device.detach(), overlay.fs, on_ready=lambda: None)
+    forwarder = Forwarder(exchange, on_interrupt=lambda _pid: None)
     session = socket.socket(fileno=forwarder.give_session_descriptor())
     forwarder._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20 * 1024)
     for unique in UNIQUES:
@@ -66,7 +68,8 @@ async def test_what_is_given_up_is_logged(
     overlay = open_overlay(fast_path=False)
     kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     device.setblocking(False)
-    forwarder = Forwarder(device.detach(), overlay.fs, on_ready=lambda: None, on_interrupt=lambda _pid: None)
+    exchange = Exchange(device.detach(), overlay.fs, on_ready=lambda: None)
+    forwarder = Forwarder(exchange, on_interrupt=lambda _pid: None)
     session = socket.socket(fileno=forwarder.give_session_descriptor())
     with kernel, session:
         async with trio.open_nursery() as nursery:

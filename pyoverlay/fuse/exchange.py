@@ -1,0 +1,198 @@
+"""What comes from the kernel, what of it is answered at once, and how does an answer get back?
+
+The exchange owns the device.  It reads requests, answers what the fast path can answer, and returns the rest
+to its caller, who sees to it that pyfuse3 does.  It answers INIT itself, as libfuse knows fewer features than
+we serve, looks for the flags that pyfuse3 drops, and counts.  It knows neither trio nor pyfuse3, which may
+not even be imported yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from pyoverlay.fuse import wire
+from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.fast_path import FastPath
+from pyoverlay.fuse.passthrough import Passthrough
+from pyoverlay.fuse.reading import WaitingReads
+from pyoverlay.fuse.wire import Opcode
+from pyoverlay.overlay.filesystem import OverlayFilesystem
+from pyoverlay.privileges import is_administrator
+
+log = logging.getLogger(__name__)
+
+BUFFER_SIZE: Final = MAX_TRANSFER + 8 * wire.PAGE
+"""Bytes that the longest message of the protocol has room in."""
+
+_MAX_BACKGROUND: Final = 64
+_PROTOCOL_MINOR: Final = 38
+"""What libfuse 3.14 speaks, with which pyfuse3 is built at the earliest; later ones differ in nothing that
+the kernel makes depend on it."""
+
+# As plain numbers: they are compared once a request.
+_INIT: Final = int(Opcode.INIT)
+_INTERRUPT: Final = int(Opcode.INTERRUPT)
+_RELEASE: Final = int(Opcode.RELEASE)
+
+# As the only writer we know when data changes: the kernel need not guess from times and sizes.
+_FEATURES: Final = (
+    wire.ASYNC_READ
+    | wire.ATOMIC_O_TRUNC
+    | wire.BIG_WRITES
+    | wire.DONT_MASK
+    | wire.DO_READDIRPLUS
+    | wire.ASYNC_DIO
+    | wire.PARALLEL_DIROPS
+    | wire.MAX_PAGES
+    | wire.CACHE_SYMLINKS
+    | wire.EXPLICIT_INVAL_DATA
+    | wire.HANDLE_KILLPRIV_V2
+)
+
+
+class Request(NamedTuple):
+    """A request that is pyfuse3's.  ``message`` is there until the next one is read."""
+
+    opcode: int
+    pid: int
+    unique: int
+    message: wire.Buffer
+
+
+class Exchange:
+    """Messages with the kernel about one mount."""
+
+    def __init__(self, device: int, filesystem: OverlayFilesystem, on_ready: Callable[[], None]) -> None:
+        """Take over ``device``, a non-blocking descriptor of a mounted /dev/fuse.
+
+        ``on_ready`` is called when the kernel has its INIT reply.
+        """
+        self.device: Final = device
+        self.filesystem: Final = filesystem
+        self.requests: Counter[int] = Counter()
+        """How many requests of each opcode came."""
+        self.answered_at_once = 0
+        """How many of them the fast path answered."""
+        self.on_interrupt: Callable[[int], None] = _interrupt_nothing
+        """Called with the number of a request whose caller got a signal."""
+        self.debugging: Final = log.isEnabledFor(logging.DEBUG)
+        self._on_ready = on_ready
+        self._view = memoryview(bytearray(BUFFER_SIZE))
+        self._buffers = [self._view]
+        self._waiting_reads = WaitingReads(self.write)
+        self.read_later: Final = self._waiting_reads.read
+        self._passthrough = Passthrough(device, filesystem, self.invalidate_attributes)
+        self._fast_path = FastPath(filesystem, self) if filesystem.stack.options.fast_path else None
+
+    # From the kernel
+
+    def read(self) -> int | None:
+        """Read one request; its size, None when there is none, 0 when the mount has gone."""
+        while True:
+            try:
+                return os.readv(self.device, self._buffers)
+            except BlockingIOError:
+                return None
+            except OSError as failure:
+                if failure.errno in (errno.EINTR, errno.ENOENT):
+                    continue
+                if failure.errno == errno.ENODEV:
+                    return 0
+                raise
+
+    def receive(self, size: int) -> Request | None:
+        """See to the request of ``size`` bytes that was read; return it when it is pyfuse3's."""
+        message = self._view[:size]
+        opcode, unique, nodeid, pid = wire.request_fields(message)
+        self.requests[opcode] += 1
+        if self.debugging:
+            log.debug("%d %s node %d", unique, wire.opcode_name(opcode), nodeid)
+        if opcode == _INTERRUPT:
+            self.on_interrupt(wire.interrupted_unique(message))
+            return None
+        if opcode == _INIT:
+            self._answer_init(unique, message)
+            return Request(opcode, pid, unique, message)
+        if opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
+            self._kill_privileges(nodeid)
+        elif opcode == _RELEASE:
+            self._passthrough.released(wire.released_handle(message))
+        if self._fast_path is not None:
+            answer = self._fast_path.answer(opcode, unique, nodeid, message)
+            if answer is not None:
+                self.answered_at_once += 1
+                if answer:
+                    self.write(unique, *answer)
+                return None
+        return Request(opcode, pid, unique, message)
+
+    def _answer_init(self, unique: int, message: memoryview) -> None:
+        offers = wire.init_request(message)
+        options = self.filesystem.stack.options
+        flags = _FEATURES
+        if options.acl:
+            flags |= wire.POSIX_ACL
+        flags &= offers.flags
+        if options.passthrough == "auto" and is_administrator():
+            flags |= (wire.PASSTHROUGH | wire.INIT_EXT) & offers.flags
+        if flags & wire.PASSTHROUGH:
+            self._passthrough.enable()
+        readahead = min(offers.max_readahead, MAX_TRANSFER)
+        # What doesn't work over a pair of sockets is hidden from libfuse, which gets the message, too.
+        wire.set_init_flags(message, offers.flags & ~wire.SPLICE_FLAGS, readahead)
+        reply = wire.init_reply(
+            unique,
+            min(_PROTOCOL_MINOR, offers.minor),
+            flags=flags,
+            max_readahead=readahead,
+            max_write=MAX_TRANSFER,
+            max_background=_MAX_BACKGROUND,
+        )
+        self.write(unique, reply)
+        self._on_ready()
+
+    def _kill_privileges(self, nodeid: int) -> None:
+        try:
+            self.filesystem.kill_privileges(nodeid)
+        except OSError as failure:
+            log.warning("can't clear suid, sgid and capabilities of node %d: %s", nodeid, failure)
+
+    def opened(self, handle: int) -> tuple[int, int]:
+        """Decide how an opened file is read and written; see `Passthrough.opened`."""
+        return self._passthrough.opened(handle)
+
+    # To the kernel
+
+    def write(self, unique: int, *pieces: wire.Buffer) -> None:
+        """Write a reply, from any thread; whoever waits for one that is refused gets an error."""
+        try:
+            if len(pieces) == 1:
+                os.write(self.device, pieces[0])
+            else:
+                os.writev(self.device, pieces)
+        except OSError as failure:
+            if failure.errno in (errno.ENOENT, errno.ENODEV):
+                # The caller was killed, or the mount has gone.
+                return
+            log.error("the reply to request %d was refused: %s", unique, failure)
+            excuse = wire.error_reply(unique, errno.EIO)
+            if unique and pieces != (excuse,):
+                self.write(unique, excuse)
+
+    def invalidate_attributes(self, nodeid: int) -> None:
+        """Make the kernel ask again for a node's attributes."""
+        self.write(0, wire.invalidate_attributes(nodeid))
+
+    def close(self) -> None:
+        """Close the device: whoever still waits for an answer gets ENOTCONN."""
+        self._waiting_reads.close()
+        os.close(self.device)
+
+
+def _interrupt_nothing(_unique: int) -> None:
+    """Let what can't be interrupted go on."""

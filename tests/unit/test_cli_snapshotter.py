@@ -65,7 +65,9 @@ def test_a_program_that_cant_be_found(
     assert asked == []
 
 
-@pytest.mark.parametrize("words", [[], ["--root", "r"], ["--address", "a"], ["--root", "r", "--address", "a", "x"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--root", "r"], ["--address", "a"], ["--root", "r", "--address", "a", "x"]]
+)
 def test_wrong_words(words: list[str], asked: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["snapshotter", *words]) == 1
     one_line(capsys)

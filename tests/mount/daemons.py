@@ -68,13 +68,13 @@ def adopting_orphans() -> Iterator[None]:
         assert prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
 
 
-def children() -> list[int]:
+def children() -> set[int]:
     """The pids of this process's children, adopted ones too."""
-    return [
+    return {
         int(pid)
         for task in Path("/proc/self/task").iterdir()
         for pid in (task / "children").read_text(encoding="ascii").split()
-    ]
+    }
 
 
 def exit_status(pid: int) -> int:

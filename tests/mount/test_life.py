@@ -180,9 +180,10 @@ def test_exit_status_and_traces(adopted: None, stack: Stack, ending: signal.Sign
 def test_end_at_the_very_beginning(adopted: None, stack: Stack, ending: signal.Signals | None) -> None:
     """The mount is live before all that serves it is imported; it can end then, too."""
     options = ",".join(Mount(Kind.PYOVERLAY, stack).option_list())
+    before = children()
     subprocess.run([*PYOVERLAY, "mount", "-o", options, stack.merged], env=environment(), check=True)
     assert is_mounted(stack.merged)
-    [pid] = children()
+    [pid] = children() - before
     if ending is None:
         subprocess.run(["umount", stack.merged], check=True)
     else:

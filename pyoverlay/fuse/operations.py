@@ -33,6 +33,7 @@ from pyfuse3 import (
 )
 
 from pyoverlay.fuse.copying import CopyUpQueue
+from pyoverlay.fuse.loading import DirectoryLoads
 from pyoverlay.fuse.reading import read_from_cache
 from pyoverlay.fuse.wire import NAME_ONLY
 from pyoverlay.overlay.filesystem import (
@@ -97,6 +98,7 @@ class OverlayOperations(pyfuse3.Operations):
         self._filesystem = filesystem
         self._transport = transport
         self._queue = queue
+        self._loads = DirectoryLoads()
         self._timeout = options.timeout
         self._skips_sync = options.volatile
 
@@ -113,7 +115,7 @@ class OverlayOperations(pyfuse3.Operations):
             except CopyUpNeeded as need:
                 await self._queue.perform(need, pid)
             except LoadNeeded as need:
-                await _load(need)
+                await self._loads.perform(need)
 
     # Translation
 
@@ -421,14 +423,6 @@ class OverlayOperations(pyfuse3.Operations):
     async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
         """Leave it to the kernel (default_permissions)."""
         raise FUSEError(errno.ENOSYS)
-
-
-async def _load(need: LoadNeeded) -> None:
-    try:
-        await trio.to_thread.run_sync(need.load.run)
-        need.load.publish()
-    finally:
-        need.load.close()
 
 
 def _may_see_trusted(pid: int) -> bool:

@@ -59,15 +59,24 @@ class DirectoryLoad:
         for source in self._sources:
             self._merge.add(source, self._whiteout_attribute)
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether names have changed since this reading began."""
+        return self.directory.version != self._version
+
+    def begin_anew(self) -> None:
+        """Take the layers as they are now: what was read is forgotten.  Raises OSError."""
+        self.close()
+        self._open()
+
     def publish(self) -> None:
         """Let the directory know its entries.  Names that changed meanwhile make it read again."""
         directory = self.directory
         try:
             if directory.loaded or directory.unlinked:
                 return
-            if directory.version != self._version:
-                self.close()
-                self._open()
+            if self.is_outdated:
+                self.begin_anew()
                 self.run()
             known, visible = directory.entries, self._merge.visible
             directory.entries = {name: known.get(name, places) for name, places in visible.items()}

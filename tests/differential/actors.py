@@ -87,6 +87,8 @@ def _become(caller: Caller) -> None:
 
 
 _ACTORS: dict[Caller, Actor] = {}
+# They belong to who started them; a child, perhaps in other namespaces, starts its own.
+os.register_at_fork(after_in_child=_ACTORS.clear)
 
 
 def perform(root: bytes, operation: Operation) -> Outcome:

@@ -13,27 +13,37 @@ import pytest
 from tests.differential import layers, machine
 from tests.differential.machine import Record
 from tests.differential.pair import Pair
-from tests.harness import Kind, snapshot
+from tests.differential.variants import Room
+from tests.harness import snapshot
 
 PairFactory = Callable[..., Pair]
+Draw = Callable[[int, Room], tuple[Record, int]]
 
 _RECORDS: list[Record] = []
 
 
 @pytest.fixture
-def draw(request: pytest.FixtureRequest) -> Callable[[int, Path, Kind], Record]:
-    """Runs the machine: as many steps as asked for by --steps, else as told; where, with which pyoverlay.
+def draw(request: pytest.FixtureRequest) -> Draw:
+    """Runs the machine in a room: as many steps as asked for by --steps, else as told, shared by all rooms.
 
-    What came of them is printed in the end.
+    What came of them is printed in the end. Returns it, and the number of steps that was this room's share.
     """
 
-    def run(steps: int, place: Path, ours: Kind) -> Record:
-        wanted = request.config.getoption("--steps") or steps
-        record = machine.run(wanted, request.config.getoption("--seed"), place, ours)
+    def run(steps: int, room: Room) -> tuple[Record, int]:
+        wanted = _share(request, request.config.getoption("--steps") or steps)
+        seed = request.config.getoption("--seed")
+        record = room.run(lambda: machine.run(wanted, seed, room))
         _RECORDS.append(record)
-        return record
+        return record, wanted
 
     return run
+
+
+def _share(request: pytest.FixtureRequest, steps: int) -> int:
+    """What this one of the collected tests that draw has to do of all the steps."""
+    drawing = [item for item in request.session.items if "draw" in getattr(item, "fixturenames", ())]
+    number = drawing.index(request.node)
+    return steps * (number + 1) // len(drawing) - steps * number // len(drawing)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

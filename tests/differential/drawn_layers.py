@@ -186,7 +186,7 @@ def _lay_over(view: dict[bytes, str], item: Item) -> None:
 # --- building ----------------------------------------------------------------------------------------------
 
 
-def build(directories: list[Path], layers: Layers, *, prefix: str = "trusted.overlay.") -> None:
+def build(directories: list[Path], layers: Layers, prefix: str) -> None:
     """Fills empty directories with the layers; `prefix` is that of overlay's own attributes."""
     for directory, layer in zip(directories, layers, strict=True):
         for item in layer:

@@ -13,7 +13,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
@@ -29,8 +28,8 @@ from tests.differential.drawn_layers import Layers, draw_layers
 from tests.differential.operation import Operation
 from tests.differential.pair import FORGET, REMOUNT, MismatchError, Pair
 from tests.differential.script import Script, live_pair
+from tests.differential.variants import Room
 from tests.differential.world import World, scan
-from tests.harness import Kind
 
 STEPS_OF_A_RUN = 100
 _RUNS_OF_A_PART = 40
@@ -44,8 +43,8 @@ _ROOT_MODES = (0o777, 0o755, 0o1777)
 class Record:
     """What came of all runs: counts by operation and errno (None: it succeeded), the first failure."""
 
-    def __init__(self, ours: Kind) -> None:
-        self.ours = ours
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
         self.counts: Counter[tuple[str, str | None]] = Counter()
         self.script: Script | None = None
         self.failure: MismatchError | None = None
@@ -60,7 +59,7 @@ class Record:
         return sum(count for (_, error), count in self.counts.items() if error is None) / max(1, self.steps)
 
     def __str__(self) -> str:
-        lines = [f"{self.ours.value}:"]
+        lines = [f"{self.variant}:"]
         for name in sorted({name for name, _ in self.counts}):
             errors = {error: count for (of, error), count in self.counts.items() if of == name and error}
             told = ", ".join(f"{error} {count}" for error, count in sorted(errors.items()))
@@ -74,9 +73,8 @@ class Record:
 class Machine(RuleBasedStateMachine):
     """One run: a fresh stack, and as many steps as hypothesis wants."""
 
-    record = Record(Kind.PYOVERLAY)
-    place: Path | None = None
-    ours = Kind.PYOVERLAY
+    record = Record("")
+    room: Room
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +95,7 @@ class Machine(RuleBasedStateMachine):
         root_mode = self._stack.pick(_ROOT_MODES)
         self._world.set_ids = self._stack.happens(70)
         self._layers = draw_layers(self._stack, set_ids=self._world.set_ids)
-        pair = self._mounts.enter_context(live_pair(self._layers, self.place, self.ours))
+        pair = self._mounts.enter_context(live_pair(self._layers, self.room))
         self._pair, self._world.root = pair, os.fsencode(pair.kernel.path)
         self._step(operations.chmod(b".", root_mode))
         return pair
@@ -194,14 +192,14 @@ class Machine(RuleBasedStateMachine):
         except MismatchError as error:
             self._failed = True
             self.record.failure = error
-            self.record.script = Script(self._layers, tuple(self._done), self.ours)
+            self.record.script = Script(self._layers, tuple(self._done), self.record.variant)
             raise
 
 
-def run(steps: int, seed: int, place: Path, ours: Kind) -> Record:
-    """Runs about `steps` steps, all fixed by `seed`, below the directory `place`, to the first mismatch."""
-    Machine.place, Machine.ours = place, ours
-    record = Machine.record = Record(ours)
+def run(steps: int, seed: int, room: Room) -> Record:
+    """Runs about `steps` steps, all fixed by `seed`, in a room of some variant, to the first mismatch."""
+    Machine.room = room
+    record = Machine.record = Record(room.variant.name)
     for part in itertools.count():
         if record.steps >= steps or record.failure is not None:
             return record

@@ -8,42 +8,46 @@ the same kind of difference remains.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 from tests.differential import operations
 from tests.differential.drawn_layers import Item, Layers, build, sensible
 from tests.differential.operation import DEFAULT_UMASK, ROOT, Operation
 from tests.differential.pair import COMPARE, FORGET, REMOUNT, MismatchError, Pair
-from tests.harness import Kind, snapshot
+from tests.differential.variants import VARIANTS, Room, open_room
+from tests.harness import snapshot
+from tests.harness.processes import outside
 
 Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
 class Script:
-    """What is done (`operations`) over which lower layers, topmost first, and with which pyoverlay."""
+    """What is done (`operations`) over which lower layers, topmost first, and in which variant."""
 
     layers: Layers
     operations: tuple[Operation, ...]
-    ours: Kind = Kind.PYOVERLAY
+    variant: str = "ext4"
 
-    def run(self, place: Path | None = None) -> None:
-        """Runs it to its end on both, below a directory on some file system; raises MismatchError."""
-        with live_pair(self.layers, place, self.ours) as pair:
+    def run(self) -> None:
+        """Runs it to its end on both; raises MismatchError."""
+        with open_room(VARIANTS[self.variant]) as room:
+            room.run(lambda: self.run_in(room))
+
+    def run_in(self, room: Room) -> None:
+        """Runs it in a room of its variant; raises MismatchError."""
+        with live_pair(self.layers, room) as pair:
             pair.perform_all(self.operations)
             pair.finish()
             pair.cross()
 
-    def failure(self, place: Path | None = None) -> MismatchError | None:
-        """Runs it and returns in what the two differed, if they did."""
+    def failure(self, room: Room) -> MismatchError | None:
+        """Runs it in a room of its variant and returns in what the two differed, if they did."""
         try:
-            self.run(place)
+            self.run_in(room)
         except MismatchError as error:
             return error
         return None
@@ -53,7 +57,7 @@ class Script:
             "    (\n" + "".join(f"        {item!r},\n" for item in layer) + "    )," for layer in self.layers
         )
         done = "\n".join(f"    {_source(operation)}," for operation in self.operations)
-        return _TEMPLATE.format(layers=layers, operations=done, ours=self.ours.name)
+        return _TEMPLATE.format(layers=layers, operations=done, variant=self.variant)
 
 
 _TEMPLATE = """\
@@ -62,7 +66,6 @@ from tests.differential import descriptors, operations
 from tests.differential.drawn_layers import Item
 from tests.differential.pair import COMPARE, FORGET, REMOUNT
 from tests.differential.script import Script
-from tests.harness import Kind
 
 LAYERS = (
 {layers}
@@ -72,7 +75,7 @@ OPERATIONS = (
 )
 
 if __name__ == "__main__":
-    Script(LAYERS, OPERATIONS, Kind.{ours}).run()
+    Script(LAYERS, OPERATIONS, "{variant}").run()
 """
 
 
@@ -98,35 +101,34 @@ def _value(value: object) -> str:
 
 
 @contextmanager
-def live_pair(layers: Layers, place: Path | None = None, ours: Kind = Kind.PYOVERLAY) -> Iterator[Pair]:
-    """Both mounted over the layers, which must be byte for byte the same afterwards.
-
-    Everything is made below the directory `place`, or where temporary files are.
-    """
-    base = Path(tempfile.mkdtemp(prefix="overlay-", dir=place))
-    try:
-        base.chmod(0o755)
-        lowers = [base / f"l{number}" for number in range(1, len(layers) + 1)]
-        for lower in lowers:
-            lower.mkdir()
-        build(lowers, layers)
+def live_pair(layers: Layers, room: Room) -> Iterator[Pair]:
+    """Both mounted over the layers, which must be byte for byte the same afterwards."""
+    variant = room.variant
+    with room.directories(len(layers)) as (base, lowers):
+        outside(build, lowers, layers, variant.prefix)
         for lower in lowers:
             # relatime: the first readlink of a symlink moves its atime, the following ones don't
             snapshot(lower)
         before = [snapshot(lower, exact=True) for lower in lowers]
-        with Pair(base, lowers, ours=ours) as pair:
+        pair = Pair(
+            base,
+            lowers,
+            *variant.options,
+            prefix=variant.prefix,
+            ours=variant.ours,
+            in_namespace=variant.userxattr,
+        )
+        with pair:
             yield pair
         if [snapshot(lower, exact=True) for lower in lowers] != before:
             raise MismatchError("lower", "a lower layer was changed")
-    finally:
-        shutil.rmtree(base)
 
 
-def minimise(script: Script, failure: MismatchError, place: Path | None = None) -> Script:
+def minimise(script: Script, failure: MismatchError, room: Room) -> Script:
     """A shorter script that fails in the same kind of way as `script`, which nothing shortens further."""
 
     def fails(candidate: Script) -> bool:
-        found = candidate.failure(place)
+        found = candidate.failure(room)
         return found is not None and found.what == failure.what
 
     while True:

@@ -32,6 +32,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        os.register_at_fork(after_in_child=self._forget)
 
     def run(self, words: list[str], cwd: Path | None = None, seconds: float = 60) -> tuple[int, str]:
         """Run `pyoverlay WORDS` and return its exit status and what it said on stdout and stderr.
@@ -62,6 +63,10 @@ class Launcher:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
             self._process = None
+
+    def _forget(self) -> None:
+        """A child, perhaps in other namespaces, starts a process of its own."""
+        self._process = None
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is None:

@@ -20,6 +20,8 @@ MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_NOATIME = 1024
 MNT_DETACH = 2
+CLONE_NEWNS = 0x20000
+CLONE_NEWUSER = 0x10000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.opendir.restype = ctypes.c_void_p
@@ -90,6 +92,11 @@ def mount(
 def umount(target: os.PathLike[str] | str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(_path(target), flags), _path(target))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,20 @@
-"""How does a test do something in another process, perhaps as another user?"""
+"""How does a test do something in another process, as another user, or in a user namespace?"""
 
 import os
 import pickle
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import TypeVar
 
+from tests.harness import libc
+
 Result = TypeVar("Result")
+
+_MAPPED_IDS = 65536
+_outside: Connection | None = None
+"""In a user namespace: the way to a process that stayed outside of it."""
 
 
 def in_child(call: Callable[[], Result]) -> Result:
@@ -40,6 +48,59 @@ def run_as(
         os.setresuid(uid, uid, uid)
 
     return _fork(call, become)
+
+
+def in_user_namespace(call: Callable[[], Result]) -> Result:
+    """Run `call` in a forked child as root of a user and a mount namespace of its own.
+
+    Ids are the same as outside, so the layers of a privileged mount serve; but the child has no rights over
+    what belongs to no namespace: trusted attributes, devices. What it mounts ends with it.
+    """
+    return _fork(call, _enter_user_namespace)
+
+
+def outside(call: Callable[..., Result], *arguments: object) -> Result:
+    """Run `call` (picklable) outside of the user namespace in which we are; here if we are in none."""
+    if _outside is None:
+        return call(*arguments)
+    _outside.send((call, arguments))
+    good, value = _outside.recv()
+    if good:
+        return value  # type: ignore[no-any-return]
+    raise value
+
+
+def _enter_user_namespace() -> None:
+    global _outside  # noqa: PLW0603 - in a process of its own
+    ours, theirs = Pipe()
+    if os.fork() == 0:
+        ours.close()
+        _stay_outside(theirs)
+    theirs.close()
+    libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNS)
+    _outside = ours
+    outside(_map_ids, os.getpid())
+
+
+def _map_ids(pid: int) -> None:
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{pid}/{name}").write_text(f"0 0 {_MAPPED_IDS}\n")
+
+
+def _stay_outside(connection: Connection) -> None:
+    """The process outside: calls what it is sent until nobody sends any more."""
+    try:
+        while True:
+            call, arguments = connection.recv()
+            try:
+                answer: tuple[bool, object] = (True, call(*arguments))
+            except Exception as error:  # noqa: BLE001 - raised again on the other side
+                answer = (False, _portable(error))
+            connection.send(answer)
+    except EOFError:
+        pass
+    finally:
+        os._exit(0)
 
 
 def _fork(call: Callable[[], Result], prepare: Callable[[], None]) -> Result:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from pyoverlay.fuse import device
+from pyoverlay.fuse import device, occupation
 from pyoverlay.fuse.beginning import serve_while_importing
 from pyoverlay.fuse.control import ControlSocket
 from pyoverlay.fuse.device import MountError
@@ -174,6 +174,7 @@ class _Daemon:
         device.refuse_bad_target(self._target)
         _raise_descriptor_limit()
         os.umask(0)
+        self._wait_for_former_mount()
         stack = Stack(self._options)
         try:
             os.chdir("/")
@@ -189,6 +190,15 @@ class _Daemon:
                     stack.clean_work_directory()
         finally:
             stack.close()
+
+    def _wait_for_former_mount(self) -> None:
+        """Give the daemon of a mount that has just gone the time to let go of the upper.
+
+        What can't be opened, and what stays in use, the stack refuses.
+        """
+        if self._options.upperdir is not None and self._options.writable:
+            with contextlib.suppress(OSError):
+                occupation.is_upper_of_live_mount(self._options.upperdir)
 
     def _serve(self, stack: Stack, connection: device.Connection, on_ready: Callable[[], None]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)  # until somebody listens to them

@@ -244,7 +244,8 @@ class Stack:
             self.work.close()
         for _option, layer in self._roots():
             layer.close()
-        for descriptor in self._locks:
+        # The upper's last: who waits for it wants the work directory as well.
+        for descriptor in reversed(self._locks):
             os.close(descriptor)
         self._locks.clear()
 

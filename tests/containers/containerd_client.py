@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -169,3 +170,20 @@ class Client:
     def names(self, *filters: str) -> list[str]:
         """List the snapshots' names."""
         return [info.name for batch in self.batches(*filters) for info in batch]
+
+
+@contextlib.contextmanager
+def mounted(mount: mount_pb2.Mount, target: Path) -> Iterator[Path]:
+    """Mount at `target`, made for it, as containerd does (mount/mount_linux.go), and unmount afterwards."""
+    target.mkdir()
+    if mount.type == "bind":
+        words = ["mount", "--bind", "-o", ",".join({*mount.options} - {"rbind"}), mount.source, str(target)]
+    else:
+        helper, _, program = mount.type.partition(".")
+        options = [word for option in mount.options for word in ("-o", option)]
+        words = [f"mount.{helper}", mount.source, str(target), *options, "-t", program]
+    subprocess.run(words, check=True, timeout=LIMIT_SECONDS, capture_output=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True, timeout=LIMIT_SECONDS)

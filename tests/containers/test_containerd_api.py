@@ -20,9 +20,8 @@ from typing import cast
 import grpc
 import pytest
 
-from pyoverlay.containers.snapshotter.protocol import mount_pb2
 from pyoverlay.containers.snapshotter.protocol import snapshots_pb2 as api
-from tests.containers.containerd_client import Client, Process
+from tests.containers.containerd_client import Client, Process, mounted
 from tests.harness import snapshot
 from tests.mount.command import LIMIT_SECONDS, mounts_below, processes_naming, pyoverlay, wait_for
 
@@ -53,23 +52,6 @@ def refused(code: grpc.StatusCode, text: str) -> Iterator[None]:
     answer = cast("grpc.Call", caught.value)
     assert answer.code() is code
     assert text in (answer.details() or "")
-
-
-@contextlib.contextmanager
-def mounted(mount: mount_pb2.Mount, target: Path) -> Iterator[Path]:
-    """Mounts as containerd does (mount/mount_linux.go), and waits for the daemon's end afterwards."""
-    target.mkdir()
-    if mount.type == "bind":
-        words = ["mount", "--bind", "-o", ",".join({*mount.options} - {"rbind"}), mount.source, str(target)]
-    else:
-        helper, _, program = mount.type.partition(".")
-        options = [word for option in mount.options for word in ("-o", option)]
-        words = [f"mount.{helper}", mount.source, str(target), *options, "-t", program]
-    subprocess.run(words, check=True, timeout=LIMIT_SECONDS, capture_output=True)
-    try:
-        yield target
-    finally:
-        subprocess.run(["umount", target], check=True, timeout=LIMIT_SECONDS)
 
 
 # The API

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pyoverlay.containers.snapshotter import filters, occupation
+from pyoverlay.containers.snapshotter import filters
 from pyoverlay.containers.snapshotter.directories import Directories
 from pyoverlay.containers.snapshotter.mounts import Mount, Mounts, check_shifts
 from pyoverlay.containers.snapshotter.snapshot import (
@@ -18,12 +18,14 @@ from pyoverlay.containers.snapshotter.snapshot import (
     Kind,
     Snapshot,
     SnapshotArgumentError,
+    SnapshotError,
     Usage,
     check_labels,
     check_name,
     field,
 )
 from pyoverlay.containers.snapshotter.store import Store
+from pyoverlay.fuse import occupation
 
 
 class Snapshotter:
@@ -75,9 +77,16 @@ class Snapshotter:
         has changed in a running container, are read-only.
         """
         snapshot = self._store.mountable(key)
-        overlaid = snapshot.kind is Kind.ACTIVE and snapshot.parents
-        read_only = bool(overlaid) and occupation.has_writer(self._directories.layer(snapshot.number))
-        return self._mounts.of(snapshot, read_only=read_only)
+        return self._mounts.of(snapshot, read_only=self._is_written_to(snapshot))
+
+    def _is_written_to(self, snapshot: Snapshot) -> bool:
+        if snapshot.kind is not Kind.ACTIVE or not snapshot.parents:
+            return False
+        layer = self._directories.layer(snapshot.number)
+        try:
+            return occupation.is_upper_of_live_mount(str(layer))
+        except OSError as failure:
+            raise SnapshotError(f"the layer {layer}: {failure.strerror}") from failure
 
     def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
         """Make the active snapshot ``key`` the committed one ``name``, which has these labels only."""

@@ -81,6 +81,7 @@ class Exchange:
         self.on_interrupt: Callable[[int], None] = _interrupt_nothing
         """Called with the number of a request whose caller got a signal."""
         self.debugging: Final = log.isEnabledFor(logging.DEBUG)
+        self._closed = False
         self._on_ready = on_ready
         self._view = memoryview(bytearray(BUFFER_SIZE))
         self._buffers = [self._view]
@@ -170,6 +171,8 @@ class Exchange:
 
     def write(self, unique: int, *pieces: wire.Buffer) -> None:
         """Write a reply, from any thread; whoever waits for one that is refused gets an error."""
+        if self._closed:
+            return
         try:
             if len(pieces) == 1:
                 os.write(self.device, pieces[0])
@@ -191,6 +194,7 @@ class Exchange:
     def close(self) -> None:
         """Close the device: whoever still waits for an answer gets ENOTCONN."""
         self._waiting_reads.close()
+        self._closed = True
         os.close(self.device)
 
 

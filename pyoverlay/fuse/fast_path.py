@@ -282,6 +282,8 @@ class FastPath:
 
     def _write(self, _nodeid: int, message: memoryview) -> Buffer:
         handle, offset, size = messages.WRITE.unpack_from(message, messages.BODY)
+        if self._filesystem.file(handle).synchronous:
+            raise _Waits  # for the disk
         first = messages.BODY + messages.READ_SIZE
         return messages.size_answer(self._filesystem.write(handle, offset, message[first : first + size]))
 
@@ -309,7 +311,12 @@ class FastPath:
             room -= messages.directory_entry_size(name)
             if room < 0:
                 break
-            pieces.append(self._listed(name, listed, next_offset))
+            try:
+                pieces.append(self._listed(name, listed, next_offset))
+            except OSError:
+                if not pieces:
+                    raise
+                break  # the entries before it count as looked up: they must be told
         return b"".join(pieces)
 
     def _listed(self, name: bytes, listed: Node | NameOnly, next_offset: int) -> bytes:

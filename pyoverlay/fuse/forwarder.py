@@ -70,6 +70,7 @@ class Forwarder:
         self._gone = trio.Event()
         self._handed_over = 0
         """How many requests were passed on unasked, and not yet asked for."""
+        self._closed = False
         self._reply_may_wait = False
         self._last_yield = 0.0
         self._poll = select.poll()
@@ -213,6 +214,8 @@ class Forwarder:
             pass
 
     def _forward_reply(self) -> bool:
+        if self._closed:
+            return False  # a handler that was given up
         try:
             size = self._ours.recv_into(self._reply_buffer)
         except BlockingIOError:
@@ -298,6 +301,7 @@ class Forwarder:
 
     def close(self) -> None:
         """Close the device and our end of the pair: whoever still waits for an answer gets ENOTCONN."""
+        self._closed = True
         self._exchange.close()
         self._ours.close()
 

@@ -348,8 +348,14 @@ class OverlayOperations(pyfuse3.Operations):
 
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """Write."""
-        return self._filesystem.write(fh, off, buf)
+        """Write, in a worker thread when it is to be waited for the disk."""
+        file = self._filesystem.file(fh)
+        if not file.synchronous:
+            return self._filesystem.write(fh, off, buf)
+        try:
+            return await trio.to_thread.run_sync(self._filesystem.write, fh, off, buf)
+        finally:
+            file.node.attributes = None  # somebody may have asked meanwhile
 
     @_answers
     async def flush(self, fh: FileHandleT) -> None:
@@ -382,17 +388,26 @@ class OverlayOperations(pyfuse3.Operations):
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a directory with everything that stat shows."""
         entries = await self._run(0, lambda: self._filesystem.read_directory(fh, start_id))
+        told = False
         for name, listed, next_offset in entries:
-            if isinstance(listed, NameOnly):
-                entry = self._name_only(listed.inode, listed.mode)
-            elif name in (b".", b".."):
-                entry = self._name_only(listed.inode, listed.file_type)
-            else:
-                entry = self._entry(listed)
+            try:
+                entry = self._listed(name, listed)
+            except OSError:
+                if not told:
+                    raise
+                break  # the entries before it count as looked up: they must be told
+            told = True
             if not pyfuse3.readdir_reply(token, FileNameT(name), entry, next_offset):
                 if not entry.st_ino & NAME_ONLY:
                     self._filesystem.forget(entry.st_ino, 1)
                 break
+
+    def _listed(self, name: bytes, listed: Node | NameOnly) -> EntryAttributes:
+        if isinstance(listed, NameOnly):
+            return self._name_only(listed.inode, listed.mode)
+        if name in (b".", b".."):
+            return self._name_only(listed.inode, listed.file_type)
+        return self._entry(listed)
 
     @staticmethod
     def _name_only(inode: int, mode: int) -> EntryAttributes:

@@ -84,7 +84,8 @@ class Service:
             async for number in received:
                 log.info("%s: unmounting %s", signal.Signals(number).name, self._connection.target)
                 try:
-                    await trio.to_thread.run_sync(self._detach)
+                    # Not one of the threads that copies may have taken all of.
+                    await trio.to_thread.run_sync(self._detach, limiter=trio.CapacityLimiter(1))
                 except device.MountError as failure:
                     log.warning("%s", failure)
                 self._forwarder.stop_reading()

@@ -27,7 +27,7 @@ def is_for_writing(flags: int) -> bool:
 class OpenFile:
     """An open regular file of the merged tree."""
 
-    __slots__ = ("descriptor", "may_map_writable", "node", "retired", "source", "writable")
+    __slots__ = ("descriptor", "may_map_writable", "node", "retired", "source", "synchronous", "writable")
 
     def __init__(self, node: Node, descriptor: int, flags: int) -> None:
         """Take over ``descriptor``, opened on the node's real object with ``flags``."""
@@ -36,6 +36,7 @@ class OpenFile:
         self.source: LayerObject = node.real
         self.writable = is_for_writing(flags)
         self.may_map_writable = flags & os.O_ACCMODE == os.O_RDWR
+        self.synchronous = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.retired: list[int] = []
         """Descriptors of the lower that reads in other threads may still be using."""
 

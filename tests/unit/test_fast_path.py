@@ -15,7 +15,7 @@ from pyoverlay.fuse import messages
 from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE
 from pyoverlay.fuse.wire import Opcode
-from pyoverlay.overlay.node import ROOT_NODEID
+from pyoverlay.overlay.node import ROOT_NODEID, Attributes, Node
 from tests.harness import Stack
 from tests.harness.errors import fails_with
 from tests.unit.vfs import Vfs, open_descriptors
@@ -417,3 +417,36 @@ def test_what_is_rare_is_left(kernel: Kernel, opcode: int) -> None:
 def test_flush_is_asked_once_and_never_again(open_overlay: Callable[..., Vfs]) -> None:
     with fails_with(errno.ENOSYS):
         Kernel(open_overlay()).ask(Opcode.FLUSH, ROOT_NODEID, bytes(24))
+
+
+def test_a_write_that_waits_for_the_disk_is_left_to_others(stack: Stack, kernel: Kernel) -> None:
+    (stack.upper / "file").write_bytes(b"")
+    nodeid = kernel.lookup(b"file")
+    body = struct.pack("=QQIIQII", kernel.open(nodeid, os.O_WRONLY | os.O_DSYNC), 0, 4, 0, 0, 0, 0) + b"data"
+    assert kernel.send(Opcode.WRITE, nodeid, body) is None
+    body = struct.pack("=QQIIQII", kernel.open(nodeid, os.O_WRONLY), 0, 4, 0, 0, 0, 0) + b"data"
+    assert kernel.ask(Opcode.WRITE, nodeid, body) == struct.pack("=II", 4, 0)
+
+
+def test_a_listing_that_fails_midway_tells_what_it_has(
+    stack: Stack, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel forgets only what it was told of."""
+    for name in ("a", "b", "c"):
+        (stack.lower / name).write_bytes(b"")
+    attributes = kernel.vfs.fs.attributes
+    asked: list[int] = []
+
+    def fail_the_second_time(node: Node) -> Attributes:
+        asked.append(node.nodeid)
+        if len(asked) == 2:
+            raise OSError(errno.EIO, "unreadable")
+        return attributes(node)
+
+    handle = number(kernel.ask(Opcode.OPENDIR, ROOT_NODEID, bytes(8)))
+    monkeypatch.setattr(kernel.vfs.fs, "attributes", fail_the_second_time)
+    first = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 2, 4096))
+    assert struct.unpack_from("=QQII", first, 128)[2:] == (1, stat.S_IFREG >> 12)
+    assert len(first) == 160
+    rest = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 3, 4096))
+    assert len(rest) == 2 * 160

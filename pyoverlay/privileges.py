@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _FULL_UID_MAP: Final = ["0", "0", "4294967295"]
+_CAP_FSETID: Final = 4
 _CAP_SYS_ADMIN: Final = 21
 
 
@@ -21,8 +22,23 @@ def has_administration(process: int | str) -> bool:
 
     Raises OSError when there is no such process.
     """
+    return _has_capability(process, _CAP_SYS_ADMIN)
+
+
+def keeps_set_id_bits(process: int) -> bool:
+    """Tell whether suid and sgid stay when a thread changes a file's data: CAP_FSETID, capabilities(7).
+
+    A process that can't be asked has no such right.
+    """
+    try:
+        return _has_capability(process, _CAP_FSETID)
+    except OSError:
+        return False
+
+
+def _has_capability(process: int | str, capability: int) -> bool:
     with open(f"/proc/{process}/status", encoding="utf-8", errors="replace") as status:
         for line in status:
             if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+                return bool(int(line.split()[1], 16) >> capability & 1)
     return False

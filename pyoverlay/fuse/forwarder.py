@@ -1,8 +1,8 @@
 """What passes between the kernel and pyfuse3?
 
-What isn't answered at once (`exchange`) goes to pyfuse3, which has one end of a SOCK_SEQPACKET pair and takes
-it for the device.  Requests are handed over one by one, when pyfuse3 asks for one (`polling`); until it has
-asked, the forwarder passes them on by itself.
+What isn't answered at once (`exchange`), or without it (`own_opcodes`), goes to pyfuse3, which has one end
+of a SOCK_SEQPACKET pair and takes it for the device.  Requests are handed over one by one, when pyfuse3 asks for
+one (`polling`); until it has asked, the forwarder passes them on by itself.
 Its answer to INIT goes nowhere: the kernel has one already.  Into the other replies the forwarder puts inode
 numbers: pyfuse3 has one number for nodeid and st_ino.
 """
@@ -23,6 +23,7 @@ import trio
 
 from pyoverlay.fuse import wire
 from pyoverlay.fuse.exchange import BUFFER_SIZE, Exchange, Request
+from pyoverlay.fuse.own_opcodes import OwnOpcodes
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.node import WRITTEN_UNSEEN
 
@@ -56,6 +57,8 @@ class Forwarder:
 
         ``on_interrupt`` is called with the thread id of a caller that got a signal.
         """
+        self.answered = 0
+        """How many requests were answered without pyfuse3, but not by the fast path."""
         self._exchange = exchange
         self._kept = kept
         self._filesystem = exchange.filesystem
@@ -78,6 +81,11 @@ class Forwarder:
         self._reply_buffer = bytearray(BUFFER_SIZE)
         self._reply_view = memoryview(self._reply_buffer)
         self._ours, self._theirs = _message_pair()
+        self._own_opcodes: OwnOpcodes | None = None
+
+    def answer_with(self, own_opcodes: OwnOpcodes) -> None:
+        """Let ``own_opcodes`` answer what pyfuse3 can't."""
+        self._own_opcodes = own_opcodes
 
     def give_session_descriptor(self) -> int:
         """Return the end that pyfuse3 takes for the device; once, it is pyfuse3's to close."""
@@ -170,7 +178,12 @@ class Forwarder:
             self._last_yield = time.monotonic()
 
     async def _forward(self, request: Request) -> bool:
-        """Pass a request on to pyfuse3; False when it can't be, and was answered instead."""
+        """Pass a request on to pyfuse3; False when it isn't, but was or will be answered instead."""
+        if self._own_opcodes is not None and self._own_opcodes.answers(request.opcode):
+            self.answered += 1
+            self._in_flight[request.unique] = request
+            self._own_opcodes.begin(request)
+            return False
         if request.opcode not in wire.WITHOUT_ANSWER:
             self._in_flight[request.unique] = request
         return await self._send(request.unique, request.message)
@@ -192,6 +205,8 @@ class Forwarder:
         request = self._in_flight.get(unique)
         if request is not None and request.pid:
             self._on_interrupt(request.pid)
+        if self._own_opcodes is not None:
+            self._own_opcodes.interrupt(unique)
 
     # From pyfuse3
 
@@ -253,6 +268,11 @@ class Forwarder:
             result = os.strerror(-header.error) if header.error < 0 else f"{header.length} bytes"
             log.debug("%d -> %s", header.unique, result)
         self._exchange.write(header.unique, message)
+
+    def reply(self, unique: int, *pieces: wire.Buffer) -> None:
+        """Answer a request that wasn't passed on."""
+        self._take_request(unique)
+        self._exchange.write(unique, *pieces)
 
     def _take_request(self, unique: int) -> Request | None:
         request = self._in_flight.pop(unique, None)

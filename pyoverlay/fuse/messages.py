@@ -1,6 +1,6 @@
 """How are the bodies of FUSE requests read, and those of answers written?
 
-The structs of include/uapi/linux/fuse.h that the fast path answers itself; what the forwarder looks at on the
+The structs of include/uapi/linux/fuse.h that are answered without pyfuse3; what the forwarder looks at on the
 way to pyfuse3 is in `wire`.  Pure: no I/O, no knowledge of the overlay beyond `Attributes`.
 """
 
@@ -32,6 +32,10 @@ READ_SIZE: Final = 40
 WRITE: Final = struct.Struct("=QQI")  # fh, offset, size
 SETATTR: Final = struct.Struct("=I4xQQ8xQQ8xII4xI4xII4x")
 """valid, fh, size, atime, mtime, atimensec, mtimensec, mode, uid, gid."""
+ALLOCATE: Final = struct.Struct("=QqqI4x")  # fh, offset, length, mode
+SEEK: Final = struct.Struct("=QqI4x")  # fh, offset, whence
+COPY_RANGE: Final = struct.Struct("=QqQQqQ8x")
+"""fh_in, off_in, nodeid_out, fh_out, off_out, len."""
 
 FATTR_MODE: Final = 1 << 0
 FATTR_UID: Final = 1 << 1
@@ -135,6 +139,11 @@ def opened_answer(handle: int, flags: int, backing: int) -> bytes:
 def size_answer(size: int) -> bytes:
     """Write struct fuse_write_out or fuse_getxattr_out."""
     return _SIZE.pack(size, 0)
+
+
+def position_answer(position: int) -> bytes:
+    """Write struct fuse_lseek_out or fuse_copy_file_range_out."""
+    return NUMBER.pack(position)
 
 
 def file_system_answer(status: os.statvfs_result) -> bytes:

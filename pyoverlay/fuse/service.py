@@ -21,6 +21,7 @@ from pyoverlay.fuse.copying import CopyUpQueue
 from pyoverlay.fuse.exchange import Exchange, Request
 from pyoverlay.fuse.forwarder import Forwarder
 from pyoverlay.fuse.operations import OverlayOperations
+from pyoverlay.fuse.own_opcodes import OwnOpcodes
 from pyoverlay.fuse.polling import Polling
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Service:
         async with trio.open_nursery() as nursery:
             queue = CopyUpQueue(self._filesystem, nursery)
             self._forwarder = forwarder = Forwarder(self._exchange, kept, on_interrupt=queue.interrupt)
+            own_opcodes = OwnOpcodes(self._filesystem, forwarder, queue, nursery)
+            forwarder.answer_with(own_opcodes)
             operations = OverlayOperations(self._filesystem, forwarder, queue)
             Polling(forwarder.hand_over_request, forwarder.forward_expected_replies).install()
             pyfuse3.init(operations, f"/dev/fd/{forwarder.give_session_descriptor()}", set())
@@ -72,6 +75,7 @@ class Service:
                 await forwarder.forward_requests()
                 await forwarder.finish(_SECONDS_FOR_REQUESTS_IN_FLIGHT)
                 queue.give_up()
+                own_opcodes.give_up()
                 nursery.cancel_scope.cancel()
             finally:
                 forwarder.close()
@@ -108,9 +112,9 @@ class Service:
     def _requests_by_path(self) -> dict[str, int]:
         requests = self._exchange.requests
         at_once = self._exchange.answered_at_once
-        interrupts = requests[wire.Opcode.INTERRUPT]
+        own = requests[wire.Opcode.INTERRUPT] + self._forwarder.answered
         return {
             "fast path": at_once,
-            "pyfuse3": requests.total() - at_once - interrupts,
-            "forwarder": interrupts,
+            "pyfuse3": requests.total() - at_once - own,
+            "forwarder": own,
         }

@@ -237,3 +237,12 @@ def mount_id(descriptor: int) -> int:
             if line.startswith("mnt_id:"):
                 return int(line.split()[1])
     raise error(errno.ENOENT)
+
+
+def allocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """Allocate, free or zero a range of an open file; ``mode`` as in fallocate(2)."""
+    _check(
+        _libc.fallocate(
+            ctypes.c_int(descriptor), ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)
+        )
+    )

@@ -73,14 +73,19 @@ class Files:
 
     def descriptor_for_reading(self, file: OpenFile) -> int:
         """Return the descriptor to read from now: the copy's, if the file was copied up meanwhile."""
+        if file.node.upper is not None:
+            # Reading may move the upper file's atime.
+            file.node.attributes = None
+        return self.current_descriptor(file)
+
+    @staticmethod
+    def current_descriptor(file: OpenFile) -> int:
+        """Return the descriptor of what the file is now, to ask where its data is."""
         node = file.node
         if file.source is not node.real and not file.writable:
             file.retired.append(file.descriptor)
             file.descriptor = node.real.open(os.O_RDONLY)
             file.source = node.real
-        if node.upper is not None:
-            # Reading may move the upper file's atime.
-            node.attributes = None
         return file.descriptor
 
     @staticmethod

@@ -24,6 +24,7 @@ from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, Name
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
 from pyoverlay.overlay.node import NOT_WATCHED, Attributes, Directory, Node
+from pyoverlay.overlay.ranges import RangeCopy, Ranges, RangeWork
 
 __all__ = [
     "Attributes",
@@ -34,6 +35,8 @@ __all__ = [
     "NameOnly",
     "Node",
     "OverlayFilesystem",
+    "RangeCopy",
+    "RangeWork",
 ]
 
 Result = TypeVar("Result")
@@ -56,6 +59,7 @@ class OverlayFilesystem:
         self._copy_ups = CopyUps(self._lookup)
         self._attributes = AttributeChanges(self._copy_ups)
         self._files = Files(self._lookup, self._copy_ups, self._attributes)
+        self._ranges = Ranges(self._files, self._attributes)
         self._namespace = Namespace(self._lookup, self._listing, self._copy_ups)
         self.settle_unseen: Callable[[Node], None] = _settle_nothing
         """Called with a node that was read or written without our being told, before its attributes are."""
@@ -231,6 +235,26 @@ class OverlayFilesystem:
     def write(self, handle: int, offset: int, data: bytes | memoryview) -> int:
         """Write to an open file; return the bytes written."""
         return self._files.write(self.file(handle), offset, data)
+
+    def find_range(self, handle: int, offset: int, whence: int) -> int:
+        """Return where data or a hole of an open file begins: lseek(2), SEEK_DATA and SEEK_HOLE."""
+        return self._ranges.find(self.file(handle), offset, whence)
+
+    def allocation(
+        self, handle: int, mode: int, offset: int, length: int, *, keeps_privileges: bool
+    ) -> RangeWork:
+        """Begin a fallocate(2) of an open file; see `Ranges.allocation`."""
+        return self._ranges.allocation(
+            self.file(handle), mode, offset, length, keeps_privileges=keeps_privileges
+        )
+
+    def copy_of_range(
+        self, source: int, target: int, positions: tuple[int, int], length: int, *, keeps_privileges: bool
+    ) -> RangeCopy:
+        """Begin a copy_file_range(2) between two open files; see `Ranges.copy`."""
+        return self._ranges.copy(
+            self.file(source), self.file(target), positions, length, keeps_privileges=keeps_privileges
+        )
 
     def open_directory(self, nodeid: int) -> int:
         """Open a directory for listing; return its handle."""

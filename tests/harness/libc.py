@@ -22,6 +22,9 @@ MS_NOATIME = 1024
 MNT_DETACH = 2
 CLONE_NEWNS = 0x20000
 CLONE_NEWUSER = 0x10000000
+KEEP_SIZE = 1
+PUNCH_HOLE = 2
+ZERO_RANGE = 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.opendir.restype = ctypes.c_void_p
@@ -59,6 +62,11 @@ def link_target(source: os.PathLike[str] | str | bytes, target: os.PathLike[str]
     """linkat(2) with AT_SYMLINK_FOLLOW, which os.link() doesn't pass on."""
     old, new = _path(source), _path(target)
     _check(_libc.linkat(AT_FDCWD, old, AT_FDCWD, new, AT_SYMLINK_FOLLOW), old, new)
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with a mode, which os.posix_fallocate() doesn't take."""
+    _check(_libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
 
 
 def utimensat(path: os.PathLike[str] | str | bytes, atime: str | int, mtime: str | int) -> None:

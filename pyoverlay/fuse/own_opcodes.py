@@ -1,0 +1,190 @@
+"""How are the requests answered that pyfuse3 has no call for?
+
+Here, whether the fast path is on or off: there is no other way for them.  What needs no waiting is answered
+at once; copy-ups are waited for in a task, and ranges are allocated and copied in worker threads.
+Translation only, as in `operations` and `fast_path`; all ask the same `OverlayFilesystem`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+import trio
+
+from pyoverlay.fuse import messages, wire
+from pyoverlay.fuse.copying import CopyUpQueue
+from pyoverlay.fuse.exchange import Request
+from pyoverlay.fuse.wire import Buffer, Opcode
+from pyoverlay.layers.syscalls import error
+from pyoverlay.overlay.filesystem import CopyUpNeeded, OverlayFilesystem, RangeWork
+from pyoverlay.privileges import keeps_set_id_bits
+
+log = logging.getLogger(__name__)
+
+_LARGEST_COPY: Final = 0xFFFF_F000
+"""What COPY_FILE_RANGE can tell to have been copied is a number of 32 bits."""
+
+
+class Transport(Protocol):
+    """What these answers need of the way to the kernel."""
+
+    def invalidate_attributes(self, nodeid: int) -> None:
+        """Make the kernel ask again for a node's attributes."""
+
+    def reply(self, unique: int, *pieces: Buffer) -> None:
+        """Answer a request that `OwnOpcodes.begin` was called with."""
+
+
+class _Later:
+    """An answer that waits for work in another thread."""
+
+    def __init__(self, work: RangeWork, body: Callable[[], Buffer]) -> None:
+        self.work = work
+        self.body = body
+
+
+Handler = Callable[[int, memoryview], Buffer | _Later]
+
+
+class OwnOpcodes:
+    """Answers what pyfuse3 can't."""
+
+    def __init__(
+        self, filesystem: OverlayFilesystem, transport: Transport, queue: CopyUpQueue, nursery: trio.Nursery
+    ) -> None:
+        """Answer from ``filesystem``; what waits runs in ``nursery``."""
+        self._filesystem = filesystem
+        self._transport = transport
+        self._queue = queue
+        self._nursery = nursery
+        self._working: dict[int, RangeWork] = {}
+        self._handlers: dict[int, Handler] = {
+            int(Opcode.FALLOCATE): self._allocate,
+            int(Opcode.LSEEK): self._seek,
+            int(Opcode.COPY_FILE_RANGE): self._copy_range,
+            int(Opcode.COPY_FILE_RANGE_64): self._copy_long_range,
+            int(Opcode.IOCTL): self._control,
+        }
+
+    def answers(self, opcode: int) -> bool:
+        """Tell whether requests of this kind are answered here."""
+        return opcode in self._handlers
+
+    def begin(self, request: Request) -> None:
+        """Answer a request, at once or later; its message is used during the call only."""
+        handler = self._handlers[request.opcode]
+        unique, nodeid = request.unique, wire.request_fields(request.message)[2]
+        message = memoryview(request.message)
+        with self._answering(unique):
+            try:
+                answer = handler(nodeid, message)
+            except CopyUpNeeded:
+                kept = memoryview(bytes(message))
+                self._nursery.start_soon(
+                    self._copy_up_first, unique, request.pid, lambda: handler(nodeid, kept)
+                )
+            else:
+                self._give(unique, answer)
+
+    def interrupt(self, unique: int) -> None:
+        """Let a copy end early: its caller got a signal."""
+        work = self._working.get(unique)
+        if work is not None:
+            work.stopped = True
+
+    def give_up(self) -> None:
+        """Let all copies end early: the daemon ends."""
+        for work in self._working.values():
+            work.stopped = True
+
+    async def _copy_up_first(self, unique: int, pid: int, ask: Callable[[], Buffer | _Later]) -> None:
+        with self._answering(unique):
+            while True:
+                try:
+                    answer = ask()
+                    break
+                except CopyUpNeeded as need:
+                    await self._queue.perform(need, pid)
+            self._give(unique, answer)
+
+    async def _work(self, unique: int, answer: _Later) -> None:
+        with self._answering(unique):
+            self._working[unique] = answer.work
+            try:
+                await trio.to_thread.run_sync(answer.work.run)
+            finally:
+                del self._working[unique]
+                answer.work.settle()
+            self._give(unique, answer.body())
+
+    def _give(self, unique: int, answer: Buffer | _Later) -> None:
+        if isinstance(answer, _Later):
+            self._nursery.start_soon(self._work, unique, answer)
+        else:
+            self._pass_on()
+            self._transport.reply(unique, wire.answer_header(unique, len(answer)), answer)
+
+    @contextlib.contextmanager
+    def _answering(self, unique: int) -> Iterator[None]:
+        """Turn whatever an answer raises into an errno."""
+        try:
+            yield
+        except OSError as failure:
+            self._refuse(unique, failure.errno or errno.EIO)
+        except Exception:
+            log.exception("request %d failed", unique)
+            self._refuse(unique, errno.EIO)
+
+    def _refuse(self, unique: int, number: int) -> None:
+        self._pass_on()
+        self._transport.reply(unique, wire.error_reply(unique, number))
+
+    def _pass_on(self) -> None:
+        for nodeid in self._filesystem.take_copied_up():
+            self._transport.invalidate_attributes(nodeid)
+
+    # Ranges of open files
+
+    def _allocate(self, _nodeid: int, message: memoryview) -> _Later:
+        handle, offset, length, mode = messages.ALLOCATE.unpack_from(message, messages.BODY)
+        keeps = self._keeps_privileges(message)
+        work = self._filesystem.allocation(handle, mode, offset, length, keeps_privileges=keeps)
+        return _Later(work, lambda: b"")
+
+    def _seek(self, _nodeid: int, message: memoryview) -> Buffer:
+        handle, offset, whence = messages.SEEK.unpack_from(message, messages.BODY)
+        return messages.position_answer(self._filesystem.find_range(handle, offset, whence))
+
+    def _copy_range(self, _nodeid: int, message: memoryview) -> _Later:
+        return self._copy(message, _LARGEST_COPY, messages.size_answer)
+
+    def _copy_long_range(self, _nodeid: int, message: memoryview) -> _Later:
+        return self._copy(message, 1 << 62, messages.position_answer)
+
+    def _copy(self, message: memoryview, most: int, tell: Callable[[int], Buffer]) -> _Later:
+        source, source_position, _, target, target_position, length = messages.COPY_RANGE.unpack_from(
+            message, messages.BODY
+        )
+        work = self._filesystem.copy_of_range(
+            source,
+            target,
+            (source_position, target_position),
+            min(length, most),
+            keeps_privileges=self._keeps_privileges(message),
+        )
+        return _Later(work, lambda: tell(work.copied))
+
+    @staticmethod
+    def _keeps_privileges(message: memoryview) -> bool:
+        pid: int = messages.CALLER.unpack_from(message)[2]
+        return keeps_set_id_bits(pid)
+
+    # Control
+
+    def _control(self, _nodeid: int, _message: memoryview) -> Buffer:
+        """Know no ioctl(2), as is said of the many that only ask whether a file is a terminal."""
+        raise error(errno.ENOTTY)

@@ -1,0 +1,141 @@
+"""How are ranges of open files found, allocated, freed and copied?
+
+The twin of ``ovl_llseek``, ``ovl_fallocate`` and ``ovl_copy_file_range`` in fs/overlayfs/file.c: the real
+files' file system does the work, and shares blocks where it can.  What may take long is a `RangeWork`, which
+runs in any thread; nothing here knows threads, though.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final, Protocol
+
+from pyoverlay.layers import syscalls
+from pyoverlay.layers.syscalls import error
+from pyoverlay.overlay.attributes import AttributeChanges
+from pyoverlay.overlay.files import Files, OpenFile
+
+_PIECE: Final = 16 * 1024 * 1024
+"""How much is copied before anybody who wants to stop it is heard: a moment's work where it isn't shared."""
+_WHENCES: Final = frozenset({os.SEEK_DATA, os.SEEK_HOLE})
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
+
+
+class RangeWork(Protocol):
+    """A change of an open file's data that may take long."""
+
+    stopped: bool
+    """Set by whoever wants it to end early, if it can."""
+
+    def run(self) -> None:
+        """Do it, in any thread.  Raises OSError."""
+
+    def settle(self) -> None:
+        """Take note of what was done, in the thread that owns the file system; also after a failure."""
+
+
+class Allocation:
+    """One fallocate(2)."""
+
+    def __init__(self, file: OpenFile, mode: int, offset: int, length: int) -> None:
+        """Change ``length`` bytes at ``offset``; ``mode`` as in fallocate(2)."""
+        self.stopped = False
+        self._file = file
+        self._arguments = (mode, offset, length)
+
+    def run(self) -> None:
+        """Do it.  Raises OSError: what the upper's file system says."""
+        syscalls.allocate(self._file.descriptor, *self._arguments)
+
+    def settle(self) -> None:
+        """Forget the attributes."""
+        self._file.node.attributes = None
+
+
+class RangeCopy:
+    """One copy_file_range(2), piece by piece.
+
+    ``copied`` says how far it came, in bytes: less than was asked for at the end of the source, where the
+    disk is full, or when it was stopped.
+    """
+
+    def __init__(self, source: int, target: OpenFile, positions: tuple[int, int], length: int) -> None:
+        """Copy ``length`` bytes from the descriptor ``source`` to ``target``, between two positions."""
+        self.copied = 0
+        self.stopped = False
+        self._source = source
+        self._target = target
+        self._positions = positions
+        self._length = length
+
+    def run(self) -> None:
+        """Do it.  Raises OSError when nothing could be copied, EXDEV where the kernel can't copy so."""
+        source_position, target_position = self._positions
+        while self.copied < self._length and not (self.stopped and self.copied):
+            try:
+                copied = os.copy_file_range(
+                    self._source,
+                    self._target.descriptor,
+                    min(self._length - self.copied, _PIECE),
+                    source_position + self.copied,
+                    target_position + self.copied,
+                )
+            except OSError:
+                if self.copied:
+                    return
+                raise
+            if copied == 0:
+                return
+            self.copied += copied
+
+    def settle(self) -> None:
+        """Forget the attributes."""
+        self._target.node.attributes = None
+
+
+class Ranges:
+    """Finds and changes ranges of open files."""
+
+    def __init__(self, files: Files, attributes: AttributeChanges) -> None:
+        """Work on what ``files`` opened."""
+        self._files = files
+        self._attributes = attributes
+
+    def find(self, file: OpenFile, offset: int, whence: int) -> int:
+        """Return where data or a hole begins at or after ``offset``: lseek(2), SEEK_DATA and SEEK_HOLE.
+
+        Raises OSError ENXIO, EINVAL.
+        """
+        if whence not in _WHENCES:
+            raise error(errno.EINVAL)
+        return os.lseek(self._files.current_descriptor(file), offset, whence)
+
+    def allocation(
+        self, file: OpenFile, mode: int, offset: int, length: int, *, keeps_privileges: bool
+    ) -> RangeWork:
+        """Begin a fallocate(2); ``keeps_privileges`` for a caller at whose writes suid and sgid stay."""
+        self._begin_change(file, keeps_privileges=keeps_privileges)
+        return Allocation(file, mode, offset, length)
+
+    def copy(
+        self,
+        source: OpenFile,
+        target: OpenFile,
+        positions: tuple[int, int],
+        length: int,
+        *,
+        keeps_privileges: bool,
+    ) -> RangeCopy:
+        """Begin a copy_file_range(2) of ``length`` bytes from one open file to another, or the same."""
+        self._begin_change(target, keeps_privileges=keeps_privileges)
+        return RangeCopy(self._files.descriptor_for_reading(source), target, positions, length)
+
+    def _begin_change(self, file: OpenFile, *, keeps_privileges: bool) -> None:
+        """fs/inode.c: file_remove_privs; the capabilities are taken from the real file by its file system."""
+        if not file.writable:
+            raise error(errno.EBADF)
+        file.node.attributes = None
+        if not keeps_privileges and file.node.real.status().st_mode & _SET_ID:
+            self._attributes.kill_privileges(file.node)

@@ -22,6 +22,10 @@ COMMANDS: Final = {
     "changes": ("pyoverlay.cli.changes", "list what was added, changed and deleted, as docker diff does"),
     "inspect": ("pyoverlay.cli.inspect", "show a mount's layers, options and counters as JSON"),
     "snapshotter": ("pyoverlay.cli.snapshotter", "keep containerd's images and containers as layers"),
+    "image": ("pyoverlay.cli.image", "load, list, look at, check, save and remove images of layers"),
+    "apply": ("pyoverlay.cli.apply", "unpack a layer's tar into a directory"),
+    "diff": ("pyoverlay.cli.diff", "write an upper directory as a layer's tar"),
+    "commit": ("pyoverlay.cli.commit", "make an image of an upper directory, on top of another image"),
     "demo": ("pyoverlay.cli.demo", "show how image layers work, on real mounts"),
 }
 """Name of each command -> (its module, its summary)."""

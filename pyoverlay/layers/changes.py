@@ -246,9 +246,9 @@ def _look(directory: LayerObject, names: tuple[bytes, ...]) -> _Step:
         status = _status(found)
         if status is None:
             return _Step(None, None, ends or hides_below)
-        if _is_whiteout(found, status):
+        if is_whiteout(found, status):
             return _Step(None, None, ends=True)
-        ends = ends or hides_below or not stat.S_ISDIR(status.st_mode) or _is_opaque(found)
+        ends = ends or hides_below or not stat.S_ISDIR(status.st_mode) or is_opaque(found)
     return _Step(found, status, ends)
 
 
@@ -261,14 +261,16 @@ def _status(found: LayerObject) -> os.stat_result | None:
         raise
 
 
-def _is_whiteout(found: LayerObject, status: os.stat_result) -> bool:
+def is_whiteout(found: LayerObject, status: os.stat_result) -> bool:
+    """Whether a layer's object, with this lstat, is a whiteout: a device 0/0, or one by xattr."""
     if marks.is_whiteout_device(status.st_mode, status.st_rdev):
         return True
     empty = stat.S_ISREG(status.st_mode) and status.st_size == 0
     return empty and _has_any(found, [dialect.attribute("whiteout") for dialect in _DIALECTS])
 
 
-def _is_opaque(directory: LayerObject) -> bool:
+def is_opaque(directory: LayerObject) -> bool:
+    """Whether a layer's directory hides all that lies beneath it, in whichever dialect it says so."""
     for name in marks.OPAQUE_ATTRIBUTES:
         value = _attribute(directory, name)
         if value is not None and marks.is_opaque(name, value):

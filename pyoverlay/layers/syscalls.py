@@ -26,6 +26,7 @@ RENAME_WHITEOUT: Final = 4
 
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
 
 OPEN_TREE_CLONE: Final = 1
 MOUNT_ATTR_RDONLY: Final = 0x01
@@ -100,6 +101,15 @@ def open_on_same_mount(directory: int, name: bytes, flags: int) -> int:
     """
     how = struct.pack("=QQQ", flags, 0, RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS)
     return _check(_libc.syscall(_SYS_OPENAT2, directory, name, how, ctypes.c_size_t(len(how))))
+
+
+def open_beneath(directory: int, path: bytes, flags: int) -> int:
+    """Open a path that can't lead out of ``directory``, through no symlink on its way (openat2(2)).
+
+    Raises OSError EXDEV where it would lead out, ELOOP for a symlink.
+    """
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+    return _check(_libc.syscall(_SYS_OPENAT2, directory, path, how, ctypes.c_size_t(len(how))))
 
 
 def clone_mount(descriptor: int) -> int:

@@ -1,4 +1,4 @@
-"""Do the README's examples work when they are pasted, and print what it says?"""
+"""Do the examples of the README and of docs/ work when they are pasted, and print what is said there?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n", flags=re.MULTILINE | re.DOTALL)
 _MARK = "--- the next example ---"
 
 
-def examples() -> list[tuple[str, str]]:
-    """The pasteable blocks, as shell scripts, each with the output that the README shows right after it."""
+PAGES = {"README.md": 8, "docs/images.md": 6}
+"""Each page with examples -> how many it has at least."""
+
+
+def examples(page: str) -> list[tuple[str, str]]:
+    """The pasteable blocks, as shell scripts, each with the output that the page shows right after it."""
     found: list[tuple[str, str]] = []
-    for match in _BLOCK.finditer((REPOSITORY / "README.md").read_text(encoding="utf-8")):
+    for match in _BLOCK.finditer((REPOSITORY / page).read_text(encoding="utf-8")):
         language, text = match.groups()
         if language == "sh":
             found.append((text, ""))
@@ -43,9 +47,10 @@ def launchers(base: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", line.split()[4]], check=False)
 
 
-def test_the_examples(launchers: Path, base: Path) -> None:
-    scripts = examples()
-    assert len(scripts) > 8
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples(page: str, launchers: Path, base: Path) -> None:
+    scripts = examples(page)
+    assert len(scripts) > PAGES[page]
     script = "set -e\n" + f"echo '{_MARK}'\n".join(text for text, _ in scripts)
     path = f"{launchers}:{environment()['PATH']}"
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Does the README keep in step with what ``--help`` says?"""
+"""Do the README and docs/images.md keep in step with what ``--help`` says?"""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from pyoverlay import cli
+from pyoverlay.cli import image
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+IMAGES = (REPOSITORY / "docs/images.md").read_text(encoding="utf-8")
 _OPTION = r"[a-z_]+\+?"
 
 
 def help_of(command: str, capture: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     return capture.readouterr().out
 
 
@@ -39,6 +42,21 @@ def test_every_flag_of_a_command_is_there_and_no_other(
     listed = re.findall(r"^  (-.*?)(?:  |$)", help_of(command, capsys), flags=re.MULTILINE)
     wanted = {flag for line in listed for flag in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)}
     assert wanted - {"-h", "--help"} == flags
+
+
+@pytest.mark.parametrize("command", image.COMMANDS)
+def test_every_flag_of_a_command_about_images_is_there_and_no_other(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = [line for line in IMAGES.splitlines() if re.match(rf"\| `image {command}\b", line)]
+    if "as for `load`" in line:
+        (line,) = [line for line in IMAGES.splitlines() if line.startswith("| `image load")]
+    flags = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line))
+    shown = help_of(f"image {command}", capsys).split("options:", 1)[1]
+    listed = re.findall(r"^  (-.*?)(?:  |$)", shown, flags=re.MULTILINE)
+    wanted = {flag for line in listed for flag in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)}
+    assert wanted - {"-h", "--help", "--root"} == flags
+    assert "--root" in wanted
 
 
 def test_every_mount_option_is_there_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:

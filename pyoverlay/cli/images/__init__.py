@@ -1,0 +1,1 @@
+"""The commands of ``pyoverlay image``; one module a family."""

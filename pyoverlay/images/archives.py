@@ -1,0 +1,382 @@
+"""Which images are in a file or directory, and where in it are their parts?
+
+OCI layouts, as directories and in tar archives, and docker's archives, told apart by what is in them; plain
+or compressed. Blobs are read as streams that check their digests and sizes on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import posixpath
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+from pyoverlay.images import documents, platforms, references
+from pyoverlay.images.compression import Decompressed
+from pyoverlay.images.digests import Digest, digest_of, hexadecimal, parse_digest
+from pyoverlay.images.documents import Descriptor, ImageConfig, Index, ListedImage, Manifest
+from pyoverlay.images.errors import ImageError, shown
+from pyoverlay.images.limits import MAX_DOCUMENT, Limits
+
+_MAX_MEMBERS: Final = 100_000
+_MAX_NESTING: Final = 4
+_PIECE: Final = 1 << 20
+
+
+class Blob(Protocol):
+    """A stream of stored bytes that is closed after use."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; raises ImageError at the end when they weren't what they should be."""
+        ...
+
+    def close(self) -> None:
+        """Close it."""
+        ...
+
+
+@dataclass(frozen=True)
+class FoundLayer:
+    """A layer as it lies in an archive.
+
+    Attributes:
+        diff_id: what its tar must be.
+        size: stored bytes, compressed or not.
+        open: opens the stored bytes.
+    """
+
+    diff_id: Digest
+    size: int
+    open: Callable[[], Blob]
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image in an archive.
+
+    Attributes:
+        image_id: the digest of its configuration.
+        config: the configuration's bytes.
+        names: full names.
+        layers: the lowest first.
+    """
+
+    image_id: Digest
+    config: bytes
+    names: list[str]
+    layers: list[FoundLayer]
+
+
+class Files(Protocol):
+    """A directory, or an archive that is read as one."""
+
+    def size(self, path: str) -> int | None:
+        """Return the size of a file in bytes; None when there is none."""
+        ...
+
+    def open(self, path: str) -> IO[bytes]:
+        """Open a file that is there."""
+        ...
+
+
+class _Directory:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def size(self, path: str) -> int | None:
+        try:
+            return (self._root / path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def open(self, path: str) -> IO[bytes]:
+        return (self._root / path).open("rb")
+
+
+@dataclass
+class _Archive:
+    """The files of a plain tar, by name; links in it, as docker once wrote, lead to others of them."""
+
+    file: IO[bytes]
+    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            with tarfile.open(fileobj=self.file, mode="r:", tarinfo=_LimitedInfo) as archive:
+                for member in archive:
+                    self.members[posixpath.normpath(member.name)] = member
+                    if len(self.members) > _MAX_MEMBERS:
+                        raise ImageError(f"it has more than {_MAX_MEMBERS} files: this is no image")
+        except (tarfile.TarError, OverflowError, ValueError) as error:
+            raise ImageError(f"this is no image archive: {error}") from error
+
+    def _member(self, path: str) -> tarfile.TarInfo | None:
+        member = self.members.get(posixpath.normpath(path))
+        if member is not None and member.issym():
+            member = self.members.get(
+                posixpath.normpath(posixpath.join(posixpath.dirname(path), member.linkname))
+            )
+        if member is not None and member.islnk():
+            member = self.members.get(posixpath.normpath(member.linkname))
+        return member if member is not None and member.isreg() else None
+
+    def size(self, path: str) -> int | None:
+        member = self._member(path)
+        return None if member is None else member.size
+
+    def open(self, path: str) -> IO[bytes]:
+        member = self._member(path)
+        assert member is not None
+        # A descriptor of its own, as layers are read side by side.
+        file = open(f"/proc/self/fd/{self.file.fileno()}", "rb")  # noqa: SIM115 - closed by who reads
+        file.seek(member.offset_data)
+        return file
+
+
+class _LimitedInfo(tarfile.TarInfo):
+    """A header whose extensions can't be endless."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in b"LKxXg" and self.size > MAX_DOCUMENT:
+            raise tarfile.ReadError("a header is too long")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+
+@contextlib.contextmanager
+def open_images(source: str, scratch: Path, limits: Limits) -> Iterator[list[FoundImage]]:
+    """Open the images in a file, a directory, or on standard input (``-``).
+
+    Args:
+        source: its path.
+        scratch: a directory for what must be decompressed before it can be read.
+        limits: what is refused.
+
+    Raises:
+        ImageError: there is no image in it, or one that is malformed.
+    """
+    try:
+        with contextlib.ExitStack() as resources:
+            files = _open_files(source, scratch, limits, resources)
+            yield find_images(files, "image" if source == "-" else Path(source).name)
+    except ImageError as error:
+        raise type(error)(f"{source}: {error}") from error
+
+
+def _open_files(source: str, scratch: Path, limits: Limits, resources: contextlib.ExitStack) -> Files:
+    if source != "-" and os.path.isdir(source):
+        return _Directory(Path(source))
+    if source == "-":
+        file: IO[bytes] = sys.stdin.buffer
+    else:
+        try:
+            file = resources.enter_context(open(source, "rb"))  # noqa: SIM115
+        except OSError as error:
+            raise ImageError(f"{error.strerror}") from error
+    if file.seekable():
+        compression = Decompressed(file).compression
+        file.seek(0)
+        if compression == "none":
+            return _Archive(file)
+    stream = Decompressed(file)
+    spool = resources.enter_context(tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115
+    size = 0
+    while piece := stream.read(_PIECE):
+        size += len(piece)
+        limits.check(size, stream.consumed)
+        spool.write(piece)
+    spool.flush()
+    spool.seek(0)
+    return _Archive(spool)
+
+
+def find_images(files: Files, source_name: str) -> list[FoundImage]:
+    """Return the images for this machine in a layout or docker-archive.
+
+    Args:
+        files: what lies there.
+        source_name: what a layout is called that knows its images by tags only.
+
+    Raises:
+        ImageError: there is none, or one is malformed.
+    """
+    # Docker writes both; its own list has the names, and nothing of other platforms.
+    if files.size(documents.DOCKER_LIST) is not None:
+        listed = documents.decode(
+            _document(files, documents.DOCKER_LIST), list[ListedImage], documents.DOCKER_LIST
+        )
+        found = [_from_list(files, image) for image in listed]
+    elif files.size(documents.OCI_INDEX) is not None:
+        index = documents.decode(_document(files, documents.OCI_INDEX), Index, documents.OCI_INDEX)
+        found = _from_index(files, index, source_name)
+    else:
+        raise ImageError(
+            "there is no image in it: neither index.json, as in an OCI layout, nor docker's manifest.json"
+        )
+    if not found:
+        raise ImageError("its list of images is empty")
+    return found
+
+
+# OCI layouts
+
+
+def _from_index(files: Files, index: Index, source_name: str) -> list[FoundImage]:
+    found: dict[Digest, FoundImage] = {}
+    for descriptor in platforms.choose(index.manifests, by_name=True):
+        manifest = _manifest(files, descriptor, 0)
+        config = _blob_document(files, manifest.config)
+        image_id = parse_digest(manifest.config.digest)
+        names = _names(descriptor, source_name)
+        if image_id in found:
+            found[image_id].names.extend(names)
+            continue
+        diff_ids = _diff_ids(config, len(manifest.layers))
+        layers = [
+            FoundLayer(diff_id, layer.size, _blob_opener(files, layer))
+            for diff_id, layer in zip(diff_ids, manifest.layers, strict=True)
+        ]
+        found[image_id] = FoundImage(image_id, config, names, layers)
+    return list(found.values())
+
+
+def _names(descriptor: Descriptor, source_name: str) -> list[str]:
+    annotations = descriptor.annotations or {}
+    full = annotations.get(documents.CONTAINERD_NAME)
+    if full:
+        return [references.normalize(full)]
+    name = annotations.get(documents.REF_NAME)
+    if not name:
+        return []
+    if "/" in name or ":" in name:
+        return [references.normalize(name)]
+    return [references.from_file(source_name, name)]
+
+
+def _manifest(files: Files, descriptor: Descriptor, depth: int) -> Manifest:
+    if descriptor.media_type in documents.INDEX_TYPES:
+        if depth == _MAX_NESTING:
+            raise ImageError("its indexes are nested too deeply")
+        index = documents.decode(_blob_document(files, descriptor), Index, f"index {descriptor.digest}")
+        chosen = platforms.choose(index.manifests, by_name=False)
+        if not chosen:
+            raise ImageError(f"it has no image for {platforms.this_machine()}")
+        return _manifest(files, chosen[0], depth + 1)
+    if descriptor.media_type not in documents.MANIFEST_TYPES:
+        raise ImageError(f"{shown(descriptor.media_type.encode())} is no kind of manifest that is known")
+    what = f"manifest {descriptor.digest}"
+    return documents.decode(_blob_document(files, descriptor), Manifest, what)
+
+
+def _blob_path(digest: str) -> str:
+    return f"blobs/sha256/{hexadecimal(parse_digest(digest))}"
+
+
+def _blob_document(files: Files, descriptor: Descriptor) -> bytes:
+    data = _document(files, _blob_path(descriptor.digest))
+    if len(data) != descriptor.size or digest_of(data) != descriptor.digest:
+        raise ImageError(f"blob {descriptor.digest} isn't what its digest and size say: it is damaged")
+    return data
+
+
+def _blob_opener(files: Files, descriptor: Descriptor) -> Callable[[], Blob]:
+    digest = parse_digest(descriptor.digest)
+    path = _blob_path(digest)
+
+    def open_blob() -> Blob:
+        size = files.size(path)
+        if size is None:
+            raise ImageError(f"blob {digest} is missing")
+        if size != descriptor.size:
+            raise ImageError(f"blob {digest} has {size} bytes and not {descriptor.size}: it is damaged")
+        return VerifiedBlob(files.open(path), size, digest)
+
+    return open_blob
+
+
+# Docker's archives
+
+
+def _from_list(files: Files, listed: ListedImage) -> FoundImage:
+    config = _document(files, listed.config)
+    diff_ids = _diff_ids(config, len(listed.layers))
+    layers = []
+    for diff_id, path in zip(diff_ids, listed.layers, strict=True):
+        size = files.size(path)
+        layers.append(FoundLayer(diff_id, size or 0, _plain_opener(files, path)))
+    names = [references.normalize(name) for name in listed.repo_tags or ()]
+    return FoundImage(digest_of(config), config, names, layers)
+
+
+def _plain_opener(files: Files, path: str) -> Callable[[], Blob]:
+    def open_blob() -> Blob:
+        size = files.size(path)
+        if size is None:
+            raise ImageError(f"{shown(path.encode())} is missing in the archive")
+        # The tar's own digest is checked, and that is all that docker's archives promise.
+        return VerifiedBlob(files.open(path), size, None)
+
+    return open_blob
+
+
+# Parts of both
+
+
+def _document(files: Files, path: str) -> bytes:
+    size = files.size(path)
+    if size is None:
+        raise ImageError(f"{shown(path.encode())} is missing")
+    if size > MAX_DOCUMENT:
+        raise ImageError(f"{shown(path.encode())} has {size} bytes; {MAX_DOCUMENT} is the most")
+    with files.open(path) as file:
+        data = file.read(size)
+    if len(data) != size:
+        raise ImageError(f"{shown(path.encode())}: the archive is cut short")
+    return data
+
+
+def _diff_ids(config: bytes, layers: int) -> list[Digest]:
+    parsed = documents.decode(config, ImageConfig, "the image's configuration")
+    diff_ids = [parse_digest(diff_id) for diff_id in parsed.rootfs.diff_ids]
+    if len(diff_ids) != layers:
+        raise ImageError(f"the image has {layers} layers, and its configuration speaks of {len(diff_ids)}")
+    return diff_ids
+
+
+class VerifiedBlob:
+    """Stored bytes, which must have the right number and digest at their end."""
+
+    def __init__(self, file: IO[bytes], size: int, digest: Digest | None) -> None:
+        """Read `size` bytes of `file` from where it is; `digest` None: anything goes."""
+        self._file = file
+        self._left = size
+        self._digest = digest
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes, none at the end.
+
+        Raises:
+            ImageError: it is cut short, or not what its digest says.
+        """
+        if not self._left:
+            return b""
+        piece = self._file.read(min(size, self._left))
+        if not piece:
+            raise ImageError("the archive is cut short")
+        self._left -= len(piece)
+        if self._digest is not None:
+            self._hash.update(piece)
+            if not self._left and self._hash.hexdigest() != hexadecimal(self._digest):
+                raise ImageError(f"blob {self._digest} isn't what its digest says: it is damaged")
+        return piece
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

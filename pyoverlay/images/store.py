@@ -1,0 +1,457 @@
+"""Where do layers and images lie, and how do they get there whole or not at all?
+
+::
+
+    layers/sha256/DIFFID/     one layer, whatever lies beneath it and whichever images have it
+        diff/                 its files, as an overlay's lower directory
+        record                what its tar held besides (see `record`)
+        layer.json            a `LayerRecord`
+        unsynced              it may not be on the disk yet, should the machine have crashed
+    adjusted/sha256/CHAINID/  attributes that a layer takes from those beneath it (see `implied`)
+    configs/sha256/ID         images' configurations
+    pinned/NAME               layers that stay whether an image has them or not: those under a container
+    images.json               every image and its names: the one place that says what there is
+    unfinished/DIFFID/        a layer that is being unpacked
+    locks/                    `DIFFID` is held while a layer is being made, `images` for images.json,
+                              `store` shared by who adds and exclusively by who removes
+
+A layer appears by one rename, an image by one more. What a killed process leaves lies in ``unfinished``, and
+is removed by whoever gets its lock next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from pyoverlay import privileges
+from pyoverlay.images import documents, locks
+from pyoverlay.images.compression import Decompressed, Readable
+from pyoverlay.images.digests import Digest, hexadecimal, parse_digest
+from pyoverlay.images.documents import ImageConfig
+from pyoverlay.images.errors import ImageError
+from pyoverlay.images.limits import Limits
+from pyoverlay.images.record import RecordWriter
+from pyoverlay.images.storing import Privileges
+from pyoverlay.images.tar_reader import TarReader
+from pyoverlay.images.unpacking import Unpacker
+from pyoverlay.layers import marks
+
+_ROOT_STORE: Final = "/var/lib/pyoverlay"
+_USER_STORE: Final = ".local/share"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class LayerRecord(msgspec.Struct, frozen=True):
+    """What is known of a layer.
+
+    Attributes:
+        diff_id: the digest of its tar.
+        size: bytes of its files.
+        tar_size: bytes of its tar.
+        entries: how many the tar has.
+        implied: directories that the tar only names as parents, by their paths' bytes; empty for the root.
+        opaque_root: whether nothing of the layers beneath shows.
+        owners: whether its files have the owners that the tar says.
+        devices: whether its device nodes were made.
+        trusted: whether its marks are ``trusted.overlay.*``, not ``user.overlay.*``.
+    """
+
+    diff_id: str
+    size: int
+    tar_size: int
+    entries: int
+    implied: list[bytes] = []
+    opaque_root: bool = False
+    owners: bool = True
+    devices: bool = True
+    trusted: bool = True
+
+    def privileges(self) -> Privileges:
+        """Return what its unpacking could do."""
+        dialect = marks.TRUSTED if self.trusted else marks.USER
+        return Privileges(owners=self.owners, devices=self.devices, dialect=dialect)
+
+
+class ImageRecord(msgspec.Struct, frozen=True):
+    """An image in the store.
+
+    Attributes:
+        names: its full names.
+        layers: the diffIDs, the lowest first.
+        added: when it was, in nanoseconds since the epoch.
+    """
+
+    names: list[str]
+    layers: list[str]
+    added: int = 0
+
+
+class ImageTable(msgspec.Struct):
+    """All images by their IDs."""
+
+    images: dict[Digest, ImageRecord] = {}
+
+
+Advanced = Callable[[int], None]
+"""Told how many compressed bytes of a layer were read so far; may raise to stop."""
+
+
+def default_root() -> Path:
+    """Return where a store is unless it is said: root's, or the user's own."""
+    if os.geteuid() == 0 and privileges.is_administrator():
+        return Path(_ROOT_STORE)
+    home = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), _USER_STORE)
+    return Path(home) / "pyoverlay"
+
+
+class Store:
+    """Layers and images in one directory."""
+
+    def __init__(self, root: Path) -> None:
+        """Name a store; it is made by the first that adds to it."""
+        self.root: Final = root.absolute()
+        self._layers: Final = self.root / "layers/sha256"
+        self._configs: Final = self.root / "configs/sha256"
+        self._pinned: Final = self.root / "pinned"
+        self._unfinished: Final = self.root / "unfinished"
+        self._locks: Final = self.root / "locks"
+        self._table: Final = self.root / "images.json"
+        self.adjusted: Final = self.root / "adjusted/sha256"
+
+    def prepare(self) -> None:
+        """Make the store's directories.
+
+        Raises:
+            ImageError: it can't be written here.
+        """
+        try:
+            self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            for directory in (
+                self._layers,
+                self._configs,
+                self._pinned,
+                self._unfinished,
+                self._locks,
+                self.adjusted,
+            ):
+                directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImageError(
+                f"{self.root}: the store can't be made here: {error.strerror}; name another with --root"
+            ) from error
+
+    # Layers
+
+    def layer_directory(self, diff_id: Digest) -> Path:
+        """Return the directory with a layer's files."""
+        return self._layers / hexadecimal(diff_id) / "diff"
+
+    def record_of(self, diff_id: Digest) -> LayerRecord | None:
+        """Return what is known of a layer; None when there is no such, or a crash may have damaged it."""
+        place = self._layers / hexadecimal(diff_id)
+        try:
+            data = (place / "layer.json").read_bytes()
+            unsynced = (place / "unsynced").read_bytes() if (place / "unsynced").exists() else None
+        except FileNotFoundError:
+            return None
+        if unsynced is not None and unsynced != _boot_id():
+            return None
+        return documents.decode(data, LayerRecord, f"{place}/layer.json")
+
+    def layers(self) -> list[Digest]:
+        """Return the diffIDs of all layers."""
+        if not self._layers.is_dir():
+            return []
+        return sorted(parse_digest(f"sha256:{path.name}") for path in self._layers.iterdir())
+
+    def open_record(self, diff_id: Digest) -> IO[bytes]:
+        """Open what makes a layer's tar again, together with its directory."""
+        try:
+            return (self._layers / hexadecimal(diff_id) / "record").open("rb")
+        except OSError as error:
+            raise ImageError(f"layer {diff_id}: its record can't be read: {error.strerror}") from error
+
+    @contextlib.contextmanager
+    def lock_layer(self, diff_id: Digest, wait: locks.Wait | None = None) -> Iterator[None]:
+        """Keep other processes from making this layer."""
+        with locks.locked(self._locks / hexadecimal(diff_id), wait=wait):
+            yield
+
+    @contextlib.contextmanager
+    def adding(self) -> Iterator[None]:
+        """Keep others from removing layers that no image has yet."""
+        self.prepare()
+        with locks.locked(self._locks / "store", shared=True):
+            yield
+
+    @contextlib.contextmanager
+    def removing(self) -> Iterator[None]:
+        """Wait until nobody adds, and keep others from it."""
+        self.prepare()
+        with locks.locked(self._locks / "store"):
+            yield
+
+    def add_layer(
+        self, diff_id: Digest, source: Readable, limits: Limits, advanced: Advanced | None = None
+    ) -> tuple[LayerRecord, list[str]]:
+        """Unpack a layer; its lock is held, and the store hasn't got it.
+
+        Args:
+            diff_id: what its tar's digest must be.
+            source: the tar, plain or compressed.
+            limits: what is refused.
+            advanced: see `Advanced`.
+
+        Returns:
+            What is known of it now, and what a person should be told.
+
+        Raises:
+            ImageError: the tar is damaged, hostile or another than it should be; nothing is left of it.
+        """
+        unfinished = self._unfinished / hexadecimal(diff_id)
+        _remove(unfinished)
+        try:
+            directory = unfinished / "diff"
+            directory.mkdir(parents=True)
+            stream = Decompressed(source)
+            with open(unfinished / "record", "xb") as record:
+                result, warnings = unpack(directory, stream, limits, record=record, advanced=advanced)
+            if result.diff_id != diff_id:
+                raise ImageError(
+                    f"its content is {result.diff_id}: it was damaged or exchanged on its way here"
+                )
+            (unfinished / "layer.json").write_bytes(documents.encode(result))
+            (unfinished / "unsynced").write_bytes(_boot_id())
+            self._publish(diff_id, unfinished)
+        except ImageError as error:
+            _remove(unfinished)
+            raise type(error)(f"layer {diff_id}: {error}") from error
+        except BaseException:
+            _remove(unfinished)
+            raise
+        return result, warnings
+
+    def _publish(self, diff_id: Digest, unfinished: Path) -> None:
+        place = self._layers / hexadecimal(diff_id)
+        if place.exists():
+            # Left by a crash of the machine.
+            _remove(place)
+        unfinished.rename(place)
+
+    def remove_layer(self, diff_id: Digest) -> None:
+        """Remove a layer that no image has; `removing` is held."""
+        leaving = self._unfinished / hexadecimal(diff_id)
+        _remove(leaving)
+        (self._layers / hexadecimal(diff_id)).rename(leaving)
+        _remove(leaving)
+
+    def remove_leftovers(self) -> int:
+        """Remove what killed processes left unfinished; return how many layers that were."""
+        removed = 0
+        for path in self._unfinished.iterdir() if self._unfinished.is_dir() else ():
+            descriptor = locks.try_lock(self._locks / path.name)
+            if descriptor is not None:
+                _remove(path)
+                os.close(descriptor)
+                removed += 1
+        return removed
+
+    def sync(self, diff_ids: list[Digest]) -> None:
+        """Bring layers to the disk."""
+        unsynced = [self._layers / hexadecimal(diff_id) / "unsynced" for diff_id in diff_ids]
+        unsynced = [mark for mark in unsynced if mark.exists()]
+        if unsynced:
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if _libc.syncfs(descriptor) < 0:
+                    raise ImageError(f"{self.root}: not everything could be brought to the disk")
+            finally:
+                os.close(descriptor)
+        for mark in unsynced:
+            mark.unlink(missing_ok=True)
+
+    # Pins
+
+    def pin(self, name: str, layers: Sequence[Digest]) -> None:
+        """Keep these layers, the lowest first, whatever becomes of their image; `adding` is held.
+
+        Args:
+            name: whose they are; a file name.
+            layers: their diffIDs.
+        """
+        _write_atomically(self._pinned / name, documents.encode(list(layers)))
+
+    def unpin(self, name: str) -> None:
+        """Give up what `pin` kept."""
+        (self._pinned / name).unlink(missing_ok=True)
+
+    def pins(self) -> dict[str, list[str]]:
+        """Return the pinned layers by the names of their pins."""
+        if not self._pinned.is_dir():
+            return {}
+        paths = [path for path in self._pinned.iterdir() if not path.name.startswith(".")]
+        return {path.name: documents.decode(path.read_bytes(), list[str], str(path)) for path in paths}
+
+    # Images
+
+    def images(self) -> dict[Digest, ImageRecord]:
+        """Return all images by ID."""
+        try:
+            data = self._table.read_bytes()
+        except FileNotFoundError:
+            return {}
+        table = documents.decode(data, ImageTable, str(self._table))
+        return {parse_digest(image_id): record for image_id, record in table.images.items()}
+
+    @contextlib.contextmanager
+    def changing_images(self) -> Iterator[dict[Digest, ImageRecord]]:
+        """Change the images: what the dictionary holds at the block's end is what there is then."""
+        with locks.locked(self._locks / "images"):
+            images = self.images()
+            yield images
+            table = ImageTable(dict(images))
+            _write_atomically(self._table, msgspec.json.format(documents.encode(table), indent=2))
+
+    def add_image(self, image_id: Digest, config: bytes, layers: list[Digest], names: list[str]) -> None:
+        """Add an image whose layers are all there, or give one more names; others lose these names."""
+        _write_atomically(self._configs / hexadecimal(image_id), config)
+        self.sync(layers)
+        with self.changing_images() as images:
+            for other, record in images.items():
+                kept = [name for name in record.names if name not in names]
+                images[other] = msgspec.structs.replace(record, names=kept)
+            old = images.get(image_id)
+            all_names = sorted({*names, *(old.names if old else ())})
+            images[image_id] = ImageRecord(all_names, list(layers), time.time_ns())
+
+    def config_bytes(self, image_id: Digest) -> bytes:
+        """Return an image's configuration as it came."""
+        try:
+            return (self._configs / hexadecimal(image_id)).read_bytes()
+        except OSError as error:
+            raise ImageError(
+                f"image {image_id}: its configuration can't be read: {error.strerror}"
+            ) from error
+
+    def config(self, image_id: Digest) -> ImageConfig:
+        """Return an image's configuration."""
+        return documents.decode(self.config_bytes(image_id), ImageConfig, f"image {image_id}")
+
+    def remove_config(self, image_id: Digest) -> None:
+        """Remove the configuration of an image that is gone."""
+        (self._configs / hexadecimal(image_id)).unlink(missing_ok=True)
+
+
+def unpack(
+    directory: Path,
+    stream: Decompressed,
+    limits: Limits,
+    *,
+    record: IO[bytes] | None = None,
+    advanced: Advanced | None = None,
+) -> tuple[LayerRecord, list[str]]:
+    """Unpack a tar into an empty directory that nobody else uses.
+
+    Args:
+        directory: where.
+        stream: the tar.
+        limits: what is refused.
+        record: takes what makes the tar again (see `record`); None keeps nothing.
+        advanced: see `Advanced`.
+
+    Returns:
+        What is known of the layer, and what a person should be told.
+
+    Raises:
+        ImageError: see `TarReader` and `Unpacker`.
+    """
+    may = Privileges.of_this_process()
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    writer = RecordWriter(record) if record is not None else None
+    unpacker = Unpacker(descriptor, may, writer.content if writer else None)
+    try:
+        _inherit_nothing(descriptor)
+        reader = TarReader(
+            stream,
+            limits=limits,
+            consumed=lambda: stream.consumed,
+            literal=writer.literal if writer else _ignore,
+            advanced=(lambda _size: advanced(stream.consumed)) if advanced else None,
+        )
+        for entry in reader:
+            unpacker.add(entry, reader.content())
+        unpacked = unpacker.finish()
+        if writer:
+            writer.close()
+        elif not reader.ended:
+            raise ImageError("the archive is cut short: its end is missing")
+        opaque_root = unpacker.opaque_root
+    finally:
+        unpacker.close()
+        os.close(descriptor)
+    known = LayerRecord(
+        diff_id=reader.digest(),
+        size=unpacked.size,
+        tar_size=reader.size,
+        entries=unpacked.entries,
+        implied=unpacked.implied,
+        opaque_root=opaque_root,
+        owners=may.owners,
+        devices=may.devices,
+        trusted=may.dialect is marks.TRUSTED,
+    )
+    return known, unpacked.warnings
+
+
+def _ignore(_data: bytes) -> None:
+    pass
+
+
+def _inherit_nothing(directory: int) -> None:
+    """Keep a default ACL and a set-group-ID bit above the store from spreading into the layer."""
+    for name in ("system.posix_acl_default", "system.posix_acl_access"):
+        with contextlib.suppress(OSError):
+            os.removexattr(directory, name)
+    os.fchown(directory, os.geteuid(), os.getegid())
+    os.fchmod(directory, 0o700)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _remove(tree: Path) -> None:
+    """Remove a tree of our own, whatever the modes of its directories; nothing when it isn't there."""
+    if not tree.exists():
+        return
+    if os.geteuid() != 0:
+        for parent, directories, _ in os.walk(tree):
+            for name in directories:
+                path = os.path.join(parent, name)
+                if not os.path.islink(path):
+                    os.chmod(path, 0o700)
+    shutil.rmtree(tree)
+
+
+def _boot_id() -> bytes:
+    return _BOOT_ID.read_bytes().strip()

@@ -1,0 +1,1 @@
+"""Tests of images: layers and archives made by hand, and those of other programs."""

@@ -139,7 +139,13 @@ _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
 _MOUNT_WORDS: Final = frozenset(
     "defaults auto noauto nofail _netdev silent loud async nomand noiversion "
     "user nouser users nousers owner noowner group nogroup "
-    "relatime norelatime strictatime nostrictatime diratime nodiratime lazytime nolazytime uuid".split()
+    "relatime norelatime strictatime nostrictatime diratime nodiratime lazytime nolazytime uuid "
+    "private rprivate slave rslave shared rshared unbindable runbindable".split()
+)
+# Of fuse-overlayfs and of FUSE, for what is done here in one way only, and never wrongly.
+_FUSE_WORDS: Final = frozenset(
+    "threaded static_nlink writeback fast_ino fast_ino_check ino32_t "
+    "kernel_cache splice_read splice_write splice_move".split()
 )
 
 
@@ -242,9 +248,10 @@ class _Reader:
             )
         if name == "remount":
             raise OptionError(
-                "a pyoverlay mount can't be remounted; unmount it, then mount it with the new options"
+                "a pyoverlay mount can't be remounted with other options: unmount it, then mount it with "
+                "them; read-only and back goes without us: mount -i -o remount,ro TARGET"
             )
-        if name in _CONTEXTS or name in _MOUNT_WORDS or name.startswith(("x-", "X-")):
+        if name in _CONTEXTS or name in _MOUNT_WORDS | _FUSE_WORDS or name.startswith(("x-", "X-")):
             return
         if self._unknown is None:
             raise OptionError(f"option '{option}' is unknown; 'pyoverlay mount --help' lists those there are")

@@ -46,6 +46,7 @@ packages_to_build_and_mount=(
 packages_of_tests=(
     attr acl e2fsprogs xfsprogs btrfs-progs util-linux procps   # what tests look at layers with, and make layers on
     debootstrap busybox-static sqlite3 git                      # what tests run in a merged view
+    mount systemd                                               # who else mounts
     docker.io podman containerd runc skopeo umoci               # the engines, and what reads their images
 )
 packages_of_benchmark=(

@@ -43,6 +43,7 @@ def main(words: list[str]) -> int:
     privileged, defaults = default_options()
     options = parse_options([*defaults, *asked.options], unknown=_ignore, privileged=privileged)
     program = program_name()
+    as_another = program in MOUNT_PROGRAM_NAMES
     if program.startswith("mount.") and asked.foreground:
         return 0  # mount(8)'s helpers are told with -f to do everything but mount.
     mount(
@@ -50,7 +51,9 @@ def main(words: list[str]) -> int:
         operands[-1],
         foreground=asked.foreground,
         debug=asked.debug,
-        name=program if program in MOUNT_PROGRAM_NAMES else "pyoverlay",
+        name=program if as_another else "pyoverlay",
+        # `mount -a` compares the source with that in fstab, lest it mount a second time.
+        source=operands[-2] if len(operands) > 1 and not as_another else None,
     )
     return 0
 
@@ -60,9 +63,9 @@ def _parser() -> arguments.ArgumentParser:
     parser = arguments.ArgumentParser(
         "",
         _SUMMARY,
-        "TARGET is the directory to mount on; a source before it is ignored, and so, with a warning, are\n"
-        f"unknown flags and options.\n\ncommands:\n{commands}\n\n'pyoverlay COMMAND --help' tells more; "
-        "'pyoverlay mount --help' lists the options for -o.",
+        "TARGET is the directory to mount on; a source before it is only shown in the mount table.  Unknown\n"
+        f"flags and options are ignored, with a warning.\n\ncommands:\n{commands}\n\n"
+        "'pyoverlay COMMAND --help' tells more; 'pyoverlay mount --help' lists the options for -o.",
     )
     parser.usage = (
         "pyoverlay COMMAND ...\n"

@@ -41,7 +41,7 @@ options for -o, separated by commas:
                           the same for groups
   squash_to_root squash_to_uid=ID squash_to_gid=ID
                           show root, or this user or group, as the owner of everything
-  index=off metacopy=off context=LABEL
+  index=off metacopy=off context=LABEL threaded=N static_nlink writeback=N fast_ino=N kernel_cache
                           accepted, and change nothing
 """
 
@@ -91,12 +91,13 @@ def mount(
     debug: bool,
     log: str | None = None,
     name: str = "pyoverlay",
+    source: str | None = None,
 ) -> None:
     """Hand a mount to the session; see `pyoverlay.fuse.session.mount`."""
     # Needs trio and libfuse, for which a wrong option or --help must not wait.
     from pyoverlay.fuse import session  # noqa: PLC0415
 
-    session.mount(options, target, foreground=foreground, debug=debug, log=log, name=name)
+    session.mount(options, target, foreground=foreground, debug=debug, log=log, name=name, source=source)
 
 
 def default_options() -> tuple[bool, list[str]]:

@@ -30,6 +30,14 @@ class Connection:
     device_number: str
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """How the mount table shows a mount: as of type ``fuse.NAME``, and from where."""
+
+    name: str
+    source: str
+
+
 def refuse_bad_target(target: str) -> None:
     """Raise MountError when ``target`` can't be mounted on."""
     try:
@@ -54,17 +62,17 @@ def refuse_missing_device() -> None:
         ) from None
 
 
-def connect(options: MountOptions, target: str, name: str) -> Connection:
-    """Mount a FUSE device at ``target`` (an absolute path), shown as type ``fuse.NAME``.
+def connect(options: MountOptions, target: str, label: Label) -> Connection:
+    """Mount a FUSE device at ``target`` (an absolute path), shown as ``label`` says.
 
     Raises MountError with nothing mounted.
     """
     try:
-        descriptor = _mount(options, target, name)
+        descriptor = _mount(options, target, label)
     except PermissionError:
         from pyoverlay.fuse import fusermount  # noqa: PLC0415 - root needs nothing of what it imports
 
-        descriptor = fusermount.mount(options, target, name)
+        descriptor = fusermount.mount(options, target, label)
     except OSError as failure:
         raise MountError(f"can't mount on {target}: {failure.strerror}") from None
     os.set_blocking(descriptor, False)
@@ -73,7 +81,7 @@ def connect(options: MountOptions, target: str, name: str) -> Connection:
     return Connection(descriptor, target, number)
 
 
-def _mount(options: MountOptions, target: str, name: str) -> int:
+def _mount(options: MountOptions, target: str, label: Label) -> int:
     descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     data = [
         f"fd={descriptor}",
@@ -85,9 +93,9 @@ def _mount(options: MountOptions, target: str, name: str) -> int:
     ]
     try:
         syscalls.mount(
-            os.fsencode(name),
+            os.fsencode(label.source),
             os.fsencode(target),
-            b"fuse." + os.fsencode(name),
+            b"fuse." + os.fsencode(label.name),
             _mount_flags(options),
             ",".join(data).encode(),
         )

@@ -11,17 +11,19 @@ import shutil
 import socket
 import subprocess
 
-from pyoverlay.fuse.device import MAX_TRANSFER, MountError, permission_options
+from pyoverlay.fuse.device import MAX_TRANSFER, Label, MountError, permission_options
 from pyoverlay.options import MountOptions
 
 
-def mount(options: MountOptions, target: str, name: str) -> int:
+def mount(options: MountOptions, target: str, label: Label) -> int:
     """Let fusermount3 mount a FUSE device at ``target``; return its descriptor.
 
     Source: lib/mount.c: fuse_mount_fusermount in libfuse.  Raises MountError.
     """
     program = _program(f"can't mount on {target}: mounting")
-    wanted = [f"fsname={name}", f"subtype={name}", f"max_read={MAX_TRANSFER}", *permission_options(options)]
+    source = label.source.replace("\\", "\\\\").replace(",", "\\,")
+    wanted = [f"fsname={source}", f"subtype={label.name}", f"max_read={MAX_TRANSFER}"]
+    wanted += permission_options(options)
     for applies, word in (
         (not options.writable, "ro"),
         (not options.exec, "noexec"),

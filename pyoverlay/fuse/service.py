@@ -50,14 +50,14 @@ class Service:
         self._options = options
         self._filesystem = exchange.filesystem
 
-    def run(self, kept: Sequence[Request], end_signals: tuple[signal.Signals, ...]) -> None:
+    def run(self, kept: Sequence[Request], signals: tuple[signal.Signals, ...]) -> None:
         """Serve until the end, first the requests ``kept``.
 
-        One of ``end_signals``, which are blocked until they are listened to, ends it.
+        One of ``signals``, which are blocked until they are listened to, ends it; SIGUSR1 logs its counters.
         """
-        trio.run(self._run, kept, end_signals)
+        trio.run(self._run, kept, signals)
 
-    async def _run(self, kept: Sequence[Request], end_signals: tuple[signal.Signals, ...]) -> None:
+    async def _run(self, kept: Sequence[Request], signals: tuple[signal.Signals, ...]) -> None:
         async with trio.open_nursery() as nursery:
             queue = CopyUpQueue(self._filesystem, nursery)
             self._forwarder = forwarder = Forwarder(self._exchange, kept, on_interrupt=queue.interrupt)
@@ -69,7 +69,7 @@ class Service:
             try:
                 nursery.start_soon(forwarder.forward_replies)
                 nursery.start_soon(pyfuse3.main, 1, _MOST_TASKS)
-                nursery.start_soon(self._end_on_signal, end_signals)
+                nursery.start_soon(self._heed_signals, signals)
                 if self._control is not None:
                     nursery.start_soon(self._control.serve, self._describe)
                 await forwarder.forward_requests()
@@ -81,18 +81,31 @@ class Service:
                 forwarder.close()
         pyfuse3.close(unmount=False)
 
-    async def _end_on_signal(self, end_signals: tuple[signal.Signals, ...]) -> None:
-        """Detach the mount on a signal; what was read from the device is still answered."""
-        with trio.open_signal_receiver(*end_signals) as received:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, end_signals)
+    async def _heed_signals(self, signals: tuple[signal.Signals, ...]) -> None:
+        with trio.open_signal_receiver(*signals) as received:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             async for number in received:
-                log.info("%s: unmounting %s", signal.Signals(number).name, self._connection.target)
-                try:
-                    # Not one of the threads that copies may have taken all of.
-                    await trio.to_thread.run_sync(self._detach, limiter=trio.CapacityLimiter(1))
-                except device.MountError as failure:
-                    log.warning("%s", failure)
-                self._forwarder.stop_reading()
+                if number == signal.SIGUSR1:
+                    self._log_counters()
+                else:
+                    await self._end(signal.Signals(number))
+
+    async def _end(self, number: signal.Signals) -> None:
+        """Detach the mount; what was read from the device is still answered."""
+        log.info("%s: unmounting %s", number.name, self._connection.target)
+        try:
+            # Not one of the threads that copies may have taken all of.
+            await trio.to_thread.run_sync(self._detach, limiter=trio.CapacityLimiter(1))
+        except device.MountError as failure:
+            log.warning("%s", failure)
+        self._forwarder.stop_reading()
+
+    def _log_counters(self) -> None:
+        requests = self._exchange.requests
+        shown = ", ".join(f"{wire.opcode_name(opcode)} {count}" for opcode, count in requests.most_common())
+        nodes = len(self._filesystem.nodes)
+        target = self._connection.target
+        log.info("%s: %d nodes, %d requests: %s", target, nodes, requests.total(), shown)
 
     def _detach(self) -> None:
         device.unmount(self._connection.target, lazy=True)

@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 from pyoverlay.fuse import device, occupation
 from pyoverlay.fuse.beginning import serve_while_importing
 from pyoverlay.fuse.control import ControlSocket
-from pyoverlay.fuse.device import MountError
+from pyoverlay.fuse.device import Label, MountError
 from pyoverlay.fuse.exchange import Exchange
 from pyoverlay.layers.stack import Stack
 from pyoverlay.options import MountOptions, OverlayError
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _SYSTEM_LOG: Final = "/dev/log"
 _READY: Final = b"\0ready"
-_END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def mount(
@@ -41,24 +41,26 @@ def mount(
     debug: bool = False,
     log: str | None = None,
     name: str = "pyoverlay",
+    source: str | None = None,
 ) -> None:
     """Mount a stack at ``target``.
 
     In the background this returns when the mount is live.  In the ``foreground`` it returns when the mount
     has ended.  ``debug`` logs every request; the log goes to the file ``log``, else to stderr in the
-    foreground and to syslog in the background.  ``name`` is shown as the source and as the type,
-    ``fuse.NAME``.
+    foreground and to syslog in the background.  The mount is shown as of type ``fuse.NAME``, from ``source``
+    (default: ``name``).
 
     Raises OverlayError with nothing mounted and nothing created.
     """
     target = os.path.realpath(target)
     options = _with_absolute_paths(options)
     log_file = os.path.abspath(log) if log is not None else None
+    label = Label(name, source or name)
     if foreground:
         _set_up_log(log_file, debug=debug, foreground=True)
-        _Daemon(options, target, name).run(lambda: None)
+        _Daemon(options, target, label).run(lambda: None)
     else:
-        _mount_in_background(options, target, name, log_file, debug=debug)
+        _mount_in_background(options, target, label, log_file, debug=debug)
 
 
 def _with_absolute_paths(options: MountOptions) -> MountOptions:
@@ -72,14 +74,14 @@ def _with_absolute_paths(options: MountOptions) -> MountOptions:
 
 
 def _mount_in_background(
-    options: MountOptions, target: str, name: str, log_file: str | None, *, debug: bool
+    options: MountOptions, target: str, label: Label, log_file: str | None, *, debug: bool
 ) -> None:
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        _become_daemon(options, target, name, log_file, writing, debug=debug)
+        _become_daemon(options, target, label, log_file, writing, debug=debug)
     os.close(writing)
     os.waitpid(child, 0)
     with open(reading, "rb") as pipe:
@@ -89,7 +91,7 @@ def _mount_in_background(
 
 
 def _become_daemon(
-    options: MountOptions, target: str, name: str, log_file: str | None, pipe: int, *, debug: bool
+    options: MountOptions, target: str, label: Label, log_file: str | None, pipe: int, *, debug: bool
 ) -> NoReturn:
     """Leave the caller's session and process, serve, and exit."""
     status = 1
@@ -109,7 +111,7 @@ def _become_daemon(
                 pipe_is_open = False
 
         try:
-            _Daemon(options, target, name).run(lambda: say(_READY))
+            _Daemon(options, target, label).run(lambda: say(_READY))
             status = 0
         except OverlayError as failure:
             say(str(failure).encode(errors="surrogateescape"))
@@ -163,10 +165,10 @@ def _system_log() -> logging.Handler:
 class _Daemon:
     """One mount, from opening its layers to closing them."""
 
-    def __init__(self, options: MountOptions, target: str, name: str) -> None:
+    def __init__(self, options: MountOptions, target: str, label: Label) -> None:
         self._options = options
         self._target = target
-        self._name = name
+        self._label = label
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Mount, serve until the end, clean up.  Raises OverlayError before the mount is live."""
@@ -178,7 +180,7 @@ class _Daemon:
         stack = Stack(self._options)
         try:
             os.chdir("/")
-            connection = device.connect(self._options, self._target, self._name)
+            connection = device.connect(self._options, self._target, self._label)
             try:
                 stack.prepare_work_directory()
                 self._serve(stack, connection, on_ready)
@@ -201,7 +203,7 @@ class _Daemon:
                 occupation.is_upper_of_live_mount(self._options.upperdir)
 
     def _serve(self, stack: Stack, connection: device.Connection, on_ready: Callable[[], None]) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)  # until somebody listens to them
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until somebody listens to them
         filesystem = OverlayFilesystem(stack)
         exchange = Exchange(connection.descriptor, filesystem, on_ready)
         control = _open_control_socket(connection)
@@ -210,7 +212,7 @@ class _Daemon:
             from pyoverlay.fuse import service  # noqa: PLC0415
 
             options = dataclasses.asdict(self._options)
-            service.Service(exchange, connection, control, options).run(kept, _END_SIGNALS)
+            service.Service(exchange, connection, control, options).run(kept, _SIGNALS)
         finally:
             if control is not None:
                 control.close()

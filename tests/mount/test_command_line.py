@@ -136,7 +136,7 @@ def test_by_mount_8(stack: Stack, tmp_path: Path) -> None:
     words = ["unshare", "--mount", "sh", "-c", script, "sh", *arguments]
     result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.split() == ["file0", "file1", "fuse.pyoverlay", "pyoverlay"]
+    assert result.stdout.split() == ["file0", "file1", "fuse.pyoverlay", "overlay"]
     assert (stack.upper / "file1").read_text() == "changed\n"
 
 

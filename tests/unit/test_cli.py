@@ -29,6 +29,7 @@ class Asked:
     debug: bool
     log: str | None = None
     name: str = "pyoverlay"
+    source: str | None = None
 
 
 @pytest.fixture
@@ -261,6 +262,28 @@ def test_the_name_we_are_called_by(
     monkeypatch.setattr(sys, "argv", [f"/usr/sbin/{program}"])
     assert cli.main(["mount", "/t", "-o", "lowerdir=/a"]) == 0
     assert asked[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "source"),
+    [
+        ("pyoverlay", ["overlay", "/t"], "overlay"),
+        ("pyoverlay", ["first", "second", "/t"], "second"),
+        ("pyoverlay", ["/t"], None),
+        ("pyoverlay", ["", "/t"], ""),
+        ("fuse-overlayfs", ["overlay", "/t"], None),
+    ],
+)
+def test_the_source_is_shown(
+    program: str,
+    words: list[str],
+    source: str | None,
+    asked: list[Asked],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"/usr/bin/{program}"])
+    assert cli.main([*words, "-o", "lowerdir=/a"]) == 0
+    assert asked[0].source == source
 
 
 def test_mount_8s_fake_flag_mounts_nothing(asked: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,9 +195,26 @@ def test_features_that_are_off_change_nothing(text: str, privileged: bool) -> No
 
 @pytest.mark.parametrize(
     "text",
-    ["defaults", "_netdev", "nofail", "x-systemd.automount", "relatime", "user=me", "context=a_t", "noauto"],
+    [
+        "defaults",
+        "_netdev",
+        "nofail",
+        "x-systemd.automount",
+        "relatime",
+        "user=me",
+        "context=a_t",
+        "noauto",
+        "private",
+    ],
 )
 def test_what_concerns_mount_8_is_ignored(text: str) -> None:
+    assert parse(f"lowerdir=a,{text}") == MountOptions(("a",))
+
+
+@pytest.mark.parametrize(
+    "text", ["threaded=1", "static_nlink", "writeback=0", "fast_ino=1", "kernel_cache", "splice_read"]
+)
+def test_what_is_done_in_one_way_only_is_accepted(text: str) -> None:
     assert parse(f"lowerdir=a,{text}") == MountOptions(("a",))
 
 
@@ -272,12 +289,12 @@ def test_errors_are_ours() -> None:
 
 
 def test_unknown_options_are_refused_or_reported() -> None:
-    texts = ["lowerdir=a,weird,metacopies=on", "ro,threaded=1"]
+    texts = ["lowerdir=a,weird,metacopies=on", "ro,plugins=p.so"]
     with pytest.raises(OptionError, match=r"option 'weird' is unknown"):
         parse(*texts)
     heard: list[str] = []
     options = parse_options(texts, unknown=heard.append, privileged=True)
-    assert heard == ["weird", "metacopies=on", "threaded=1"]
+    assert heard == ["weird", "metacopies=on", "plugins=p.so"]
     assert options == MountOptions(("a",), read_only=True)
 
 

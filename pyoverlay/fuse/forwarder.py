@@ -1,8 +1,8 @@
 """What passes between the kernel and pyfuse3?
 
 What isn't answered at once (`exchange`), or without it (`own_opcodes`), goes to pyfuse3, which has one end
-of a SOCK_SEQPACKET pair and takes it for the device.  Requests are handed over one by one, when pyfuse3 asks for
-one (`polling`); until it has asked, the forwarder passes them on by itself.
+of a SOCK_SEQPACKET pair and takes it for the device.  Requests are handed over one by one, when pyfuse3 asks
+for one (`polling`); until it has asked, the forwarder passes them on by itself.
 Its answer to INIT goes nowhere: the kernel has one already.  Into the other replies the forwarder puts inode
 numbers: pyfuse3 has one number for nodeid and st_ino.
 """

@@ -13,13 +13,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.containers.mount_program import write_mount_program
 from tests.mount.command import REPOSITORY, processes_naming, wait_for
 
 COMMAND_LIMIT_SECONDS = 120
@@ -44,7 +44,7 @@ class Docker:
         """Start it; raises AssertionError with the end of its log when it doesn't answer."""
         programs = self.base / "bin"
         programs.mkdir()
-        write_mount_program(programs)
+        write_mount_program(programs, "fuse-overlayfs")
         configuration = self.base / "daemon.json"
         configuration.write_text(configuration_in_readme())
         words = [
@@ -170,18 +170,6 @@ class Docker:
             time.sleep(0.05)
         self._process.kill()
         self._process.wait()
-
-
-def write_mount_program(directory: Path) -> Path:
-    """Put pyoverlay into `directory` as fuse-overlayfs; it needs nothing of the environment."""
-    program = directory / "fuse-overlayfs"
-    program.write_text(
-        f"#!{sys.executable} -P\n"
-        f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from pyoverlay.cli import main\nsys.exit(main())\n"
-    )
-    program.chmod(0o755)
-    return program
 
 
 def configuration_in_readme() -> str:

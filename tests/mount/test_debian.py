@@ -2,13 +2,11 @@
 
 debootstrap's minimal system is layer 1, python3 installed over it by dpkg is layer 2, one package replaced
 and one removed is layer 3; then Python runs over the three, and the kernel's overlay of the same layers shows
-the same tree. What comes from Debian's mirror (the one in apt's own sources) is kept in a cache directory
-between runs.
+the same tree.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -21,12 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Entry, Kind, Mount, Stack, make_stack, snapshot
+from tests.harness import Entry, Kind, Mount, Stack, debian, make_stack, snapshot
 from tests.mount.command import PYOVERLAY, environment
-
-SUITE = "bookworm"
-CACHE_VERSION = 1
-"""Part of the cache's name: a change of what is cached gets a cache of its own."""
 
 REPLACED = "media-types"
 REPLACEMENT_VERSION = "99.1-overlay"
@@ -75,100 +69,10 @@ class Layers:
         return [self.changed, self.python, self.bottom]
 
 
-# --- the cache ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def cache() -> Path:
-    """A directory with `rootfs`, the minimal system, and `packages`, python3's packages.
-
-    The system is used in place as the bottom layer, so its digest is checked first: one that a broken run has
-    written to is made anew.
-    """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyoverlay-tests"
-    architecture = _run("dpkg", "--print-architecture").strip()
-    directory = home / f"debian-{SUITE}-{architecture}-{CACHE_VERSION}"
-    complete = directory / "complete"
-    if not complete.exists() or complete.read_text() != _digest(directory / "rootfs"):
-        home.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix="making-", dir=home))
-        try:
-            _fill_cache(fresh)
-            shutil.rmtree(directory, ignore_errors=True)
-            fresh.rename(directory)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-    return directory
-
-
-def _fill_cache(directory: Path) -> None:
-    mirror = _mirror()
-    assert shutil.which("debootstrap", path="/usr/sbin:/usr/bin"), "install the package debootstrap"
-    _run("/usr/sbin/debootstrap", "--variant=minbase", SUITE, str(directory / "rootfs"), mirror)
-    _download_python(directory, mirror)
-    (directory / "complete").write_text(_digest(directory / "rootfs"))
-
-
-def _digest(tree: Path) -> str:
-    """One number for a whole tree: every attribute and every byte."""
-    return hashlib.sha256(repr(sorted(snapshot(tree).items())).encode()).hexdigest()
-
-
-def _mirror() -> str:
-    """The address from which this machine's own apt takes the suite."""
-    for path in sorted(Path("/etc/apt").glob("sources.list.d/*.sources")):
-        for stanza in path.read_text().split("\n\n"):
-            fields = dict(line.split(":", 1) for line in stanza.splitlines() if _is_field(line))
-            if SUITE in fields.get("Suites", "").split() and "main" in fields.get("Components", "").split():
-                return fields["URIs"].split()[0]
-    for path in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt").glob("sources.list.d/*.list"))]:
-        for line in path.read_text().splitlines() if path.exists() else ():
-            words = [word for word in line.split() if not word.startswith("[") and not word.endswith("]")]
-            if words[:1] == ["deb"] and words[2:3] == [SUITE] and "main" in words:
-                return words[1]
-    raise AssertionError(f"no source in /etc/apt gives the suite {SUITE}: this test needs Debian's mirror")
-
-
-def _is_field(line: str) -> bool:
-    return ":" in line and not line.startswith(("#", " ", "\t"))
-
-
-def _download_python(directory: Path, mirror: str) -> None:
-    """Fetches python3 and what it needs beyond the minimal system, as that system's own apt would."""
-    lists, archives = directory / "lists", directory / "packages"
-    for place in (lists, archives):
-        (place / "partial").mkdir(parents=True)
-    sources = directory / "sources.list"
-    sources.write_text(f"deb {mirror} {SUITE} main\n")
-    settings = {
-        "Dir::Etc::sourcelist": sources,
-        "Dir::Etc::sourceparts": "/dev/null",
-        "Dir::State::lists": lists,
-        "Dir::State::status": directory / "rootfs/var/lib/dpkg/status",
-        "Dir::Cache::archives": archives,
-        "APT::Sandbox::User": "root",
-        "Debug::NoLocking": "1",
-    }
-    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    _run("apt-get", *options, "update")
-    _run("apt-get", *options, "-y", "--no-install-recommends", "--download-only", "install", "python3")
-    shutil.rmtree(lists)
-    shutil.rmtree(archives / "partial")
-
-
-def _run(*command: str) -> str:
-    """Runs a program and returns what it printed; a failure shows everything that it said."""
-    result = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=COMMAND_LIMIT_SECONDS,
-        check=False,
-    )
-    said = os.fsdecode(result.stdout)
-    assert result.returncode == 0, f"{shlex.join(command)} ended with {result.returncode}:\n{said[-8000:]}"
-    return said
+def system() -> Path:
+    """Debian's minimal system, used in place as the bottom layer."""
+    return debian.minimal_system()
 
 
 # --- the layers --------------------------------------------------------------------------------------------
@@ -195,12 +99,12 @@ def _pyoverlay_run(lowers: list[Path], options: list[str], *command: str) -> str
 
 
 @pytest.fixture(scope="module")
-def layers(cache: Path) -> Iterator[Layers]:
+def layers(system: Path) -> Iterator[Layers]:
     """The three layers, made by dpkg through pyoverlay."""
     base = Path(tempfile.mkdtemp(prefix="overlay-debian-"))
     base.chmod(0o755)
     try:
-        bottom, packages = cache / "rootfs", cache / "packages"
+        bottom, packages = system, debian.packages(system, "python3")[0].parent
         # relatime: the first readlink of a symlink moves its atime, the following ones don't
         snapshot(bottom)
         before = snapshot(bottom, exact=True)
@@ -243,7 +147,7 @@ def _stages(debs: list[Path]) -> list[list[Path]]:
 
 
 def _field(deb: Path, name: str) -> str:
-    return _run("dpkg-deb", "--field", str(deb), name).strip()
+    return debian.run("dpkg-deb", "--field", str(deb), name).strip()
 
 
 def _words(text: str) -> list[str]:
@@ -262,7 +166,7 @@ def _change_packages(base: Path, lowers: list[Path], packages: Path) -> Path:
 def _rebuild(deb: Path, base: Path) -> Path:
     """The package again with a higher version, one file less and one file more."""
     unpacked = base / "unpacked"
-    _run("dpkg-deb", "--raw-extract", str(deb), str(unpacked))
+    debian.run("dpkg-deb", "--raw-extract", str(deb), str(unpacked))
     control = unpacked / "DEBIAN/control"
     version = re.compile("^Version:.*$", re.MULTILINE)
     control.write_text(version.sub(f"Version: {REPLACEMENT_VERSION}", control.read_text()))
@@ -273,7 +177,7 @@ def _rebuild(deb: Path, base: Path) -> Path:
     place = base / "replacement"
     place.mkdir()
     built = place / f"{REPLACED}.deb"
-    _run("dpkg-deb", "--root-owner-group", "--build", str(unpacked), str(built))
+    debian.run("dpkg-deb", "--root-owner-group", "--build", str(unpacked), str(built))
     return built
 
 

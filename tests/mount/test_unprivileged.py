@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Kind, Stack, make_stack
+from tests.harness import Kind, Stack, make_stack, reachable
 from tests.mount.command import environment
 from tests.mount.daemons import is_mounted
 
@@ -114,33 +113,7 @@ def _room(base: Path) -> str:
     """Shell commands that make the mount namespace: /dev/fuse for all, the interpreter within reach."""
     room = base / "room"
     room.mkdir()
-    lines = [
-        "set -e",
-        f"mount -t tmpfs -o mode=755 tmpfs {room}",
-        f"mknod -m 666 {room}/fuse c 10 229",
-        f"mount --bind {room}/fuse /dev/fuse",
-    ]
-    for number, (closed, needed) in enumerate(_closed_directories().items()):
-        # A directory closed to others (/root, say) is replaced by one that shows only what is needed of it.
-        kept = [(f"{room}/{number}-{index}", path) for index, path in enumerate(needed)]
-        for place, path in kept:
-            lines += [f"mkdir {place}", f"mount --rbind {shlex.quote(str(path))} {place}"]
-        lines.append(f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(closed))}")
-        for place, path in kept:
-            lines += [f"mkdir -p {shlex.quote(str(path))}", f"mount --rbind {place} {shlex.quote(str(path))}"]
-    lines.append('exec "$@"')
-    return "\n".join(lines)
-
-
-def _closed_directories() -> dict[Path, list[Path]]:
-    """Directories on the way to the interpreter, its packages and pyoverlay that only root may pass."""
-    closed: dict[Path, list[Path]] = {}
-    for path in {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), Path(_PACKAGES)}:
-        for parent in reversed(path.parents):
-            if not parent.stat().st_mode & 0o001:
-                closed.setdefault(parent, []).append(path)
-                break
-    return closed
+    return "\n".join(["set -e", *reachable.shell_commands(room), 'exec "$@"'])
 
 
 def _perform(stack: Stack, kind: Kind, *, user_namespace: bool) -> dict[str, object]:

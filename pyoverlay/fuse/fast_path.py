@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pyoverlay.fuse import messages, wire
+from pyoverlay.fuse.answers import Answers, caller_of
 from pyoverlay.fuse.device import MAX_TRANSFER
 from pyoverlay.fuse.reading import read_from_cache
 from pyoverlay.fuse.wire import Buffer, Opcode
 from pyoverlay.layers.syscalls import NOW, error
 from pyoverlay.overlay.filesystem import (
-    Caller,
     Change,
     CopyUpNeeded,
     LoadNeeded,
@@ -29,7 +29,6 @@ from pyoverlay.overlay.filesystem import (
     Node,
     OverlayFilesystem,
 )
-from pyoverlay.overlay.node import WRITTEN_UNSEEN
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +63,8 @@ class FastPath:
         """Answer from ``filesystem``."""
         self._filesystem = filesystem
         self._transport = transport
-        self._validity = messages.Validity(filesystem.stack.options.timeout)
-        self._validity_while_written = messages.Validity(filesystem.stack.options.timeout, attributes=0)
+        self._answers = Answers(filesystem, transport.opened)
+        self._entry = self._answers.entry
         self._read_buffer = memoryview(bytearray(MAX_TRANSFER))
         self._handlers: dict[int, Handler] = {
             int(Opcode.LOOKUP): self._lookup,
@@ -133,49 +132,30 @@ class FastPath:
             return None
         return []
 
-    # Translation
-
-    @staticmethod
-    def _caller(message: memoryview, umask: int) -> Caller:
-        user, group, pid = messages.CALLER.unpack_from(message)
-        return Caller(user, group, umask, pid)
-
-    def _entry(self, node: Node) -> bytes:
-        shown = self._filesystem.attributes(node)
-        self._filesystem.remember(node)
-        return messages.entry_answer(node.nodeid, shown, self._validity_of(node))
-
-    def _shown(self, node: Node) -> bytes:
-        shown = self._filesystem.attributes(node)
-        return messages.attributes_answer(shown, self._validity_of(node))
-
-    def _validity_of(self, node: Node) -> messages.Validity:
-        return self._validity_while_written if node.unseen & WRITTEN_UNSEEN else self._validity
-
     # Names
 
     def _lookup(self, nodeid: int, message: memoryview) -> Buffer:
         try:
             node = self._filesystem.lookup(nodeid, messages.name_at(message, messages.BODY))
         except FileNotFoundError:
-            return self._validity.absent
+            return self._answers.validity.absent
         return self._entry(node)
 
     def _make_special(self, nodeid: int, message: memoryview) -> Buffer:
         mode, device, umask, _ = messages.MKNOD.unpack_from(message, messages.BODY)
         name = messages.name_at(message, messages.BODY + messages.MKNOD.size)
-        caller = self._caller(message, umask)
+        caller = caller_of(message, umask)
         return self._entry(self._filesystem.make_special(nodeid, name, mode, device, caller))
 
     def _make_directory(self, nodeid: int, message: memoryview) -> Buffer:
         mode, umask = messages.MKDIR.unpack_from(message, messages.BODY)
         name = messages.name_at(message, messages.BODY + messages.MKDIR.size)
-        caller = self._caller(message, umask)
+        caller = caller_of(message, umask)
         return self._entry(self._filesystem.make_directory(nodeid, name, mode | stat.S_IFDIR, caller))
 
     def _make_symlink(self, nodeid: int, message: memoryview) -> Buffer:
         name, target = messages.two_names_at(message, messages.BODY)
-        return self._entry(self._filesystem.make_symlink(nodeid, name, target, self._caller(message, 0)))
+        return self._entry(self._filesystem.make_symlink(nodeid, name, target, caller_of(message, 0)))
 
     def _link(self, nodeid: int, message: memoryview) -> Buffer:
         linked = messages.NUMBER.unpack_from(message, messages.BODY)[0]
@@ -205,7 +185,7 @@ class FastPath:
     # Attributes
 
     def _get_attributes(self, nodeid: int, _message: memoryview) -> Buffer:
-        return self._shown(self._filesystem.node(nodeid))
+        return self._answers.attributes(self._filesystem.node(nodeid))
 
     def _set_attributes(self, nodeid: int, message: memoryview) -> Buffer:
         valid, handle, size, access, modification, access_ns, modification_ns, mode, user, group = (
@@ -222,7 +202,7 @@ class FastPath:
             ),
         )
         opened = handle if valid & messages.FATTR_FH else None
-        return self._shown(self._filesystem.change_attributes(nodeid, change, opened))
+        return self._answers.attributes(self._filesystem.change_attributes(nodeid, change, opened))
 
     def _read_link(self, nodeid: int, _message: memoryview) -> Buffer:
         return self._filesystem.read_link(nodeid)
@@ -258,17 +238,14 @@ class FastPath:
     def _open(self, nodeid: int, message: memoryview) -> Buffer:
         flags, _ = messages.FLAGS.unpack_from(message, messages.BODY)
         handle = self._filesystem.open(nodeid, flags)
-        return messages.opened_answer(handle, *self._transport.opened(handle))
+        return self._answers.opened(handle)
 
     def _create(self, nodeid: int, message: memoryview) -> Buffer:
         flags, mode, umask, _ = messages.CREATE.unpack_from(message, messages.BODY)
         name = messages.name_at(message, messages.BODY + messages.CREATE.size)
-        caller = self._caller(message, umask)
+        caller = caller_of(message, umask)
         node, handle = self._filesystem.create(nodeid, name, mode | stat.S_IFREG, flags, caller)
-        shown = self._filesystem.attributes(node)
-        opened = messages.opened_answer(handle, *self._transport.opened(handle))
-        self._filesystem.remember(node)
-        return messages.entry_answer(node.nodeid, shown, self._validity_of(node)) + opened
+        return self._answers.created(node, handle)
 
     def _read(self, _nodeid: int, message: memoryview) -> Buffer:
         """Read what is in the page cache.  For the rest others wait."""

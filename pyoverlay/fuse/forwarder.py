@@ -65,6 +65,7 @@ class Forwarder:
         self._on_interrupt = on_interrupt
         exchange.on_interrupt = self._interrupt
         self.invalidate_attributes: Final = exchange.invalidate_attributes
+        self.opened: Final = exchange.opened
         self._in_flight: dict[int, Request] = {}
         self._idle = trio.Event()
         self._reading = trio.CancelScope()
@@ -287,7 +288,7 @@ class Forwarder:
 
     def _show_opened(self, opcode: int, message: memoryview) -> None:
         handle = wire.opened_handle(opcode, message)
-        flags, backing = self._exchange.opened(handle)
+        flags, backing = self.opened(handle)
         wire.set_opened(opcode, message, flags, backing)
         if opcode == _CREATE and backing and self._filesystem.file(handle).node.unseen & WRITTEN_UNSEEN:
             wire.leave_attributes_invalid(message)

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import trio
 
 from pyoverlay.fuse import messages, wire
+from pyoverlay.fuse.answers import Answers, caller_of
 from pyoverlay.fuse.copying import CopyUpQueue
 from pyoverlay.fuse.exchange import Request
 from pyoverlay.fuse.wire import Buffer, Opcode
@@ -34,6 +35,9 @@ class Transport(Protocol):
 
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
+
+    def opened(self, handle: int) -> tuple[int, int]:
+        """Decide how an opened file is read and written: FOPEN flags, and a backing file's number."""
 
     def reply(self, unique: int, *pieces: Buffer) -> None:
         """Answer a request that `OwnOpcodes.begin` was called with."""
@@ -61,12 +65,14 @@ class OwnOpcodes:
         self._transport = transport
         self._queue = queue
         self._nursery = nursery
+        self._answers = Answers(filesystem, transport.opened)
         self._working: dict[int, RangeWork] = {}
         self._handlers: dict[int, Handler] = {
             int(Opcode.FALLOCATE): self._allocate,
             int(Opcode.LSEEK): self._seek,
             int(Opcode.COPY_FILE_RANGE): self._copy_range,
             int(Opcode.COPY_FILE_RANGE_64): self._copy_long_range,
+            int(Opcode.TMPFILE): self._create_unnamed,
             int(Opcode.IOCTL): self._control,
         }
 
@@ -147,6 +153,13 @@ class OwnOpcodes:
         for nodeid in self._filesystem.take_copied_up():
             self._transport.invalidate_attributes(nodeid)
 
+    # Files without a name
+
+    def _create_unnamed(self, nodeid: int, message: memoryview) -> Buffer:
+        flags, mode, umask, _ = messages.CREATE.unpack_from(message, messages.BODY)
+        caller = caller_of(message, umask)
+        return self._answers.created(*self._filesystem.create_unnamed(nodeid, mode, flags, caller))
+
     # Ranges of open files
 
     def _allocate(self, _nodeid: int, message: memoryview) -> _Later:
@@ -180,8 +193,7 @@ class OwnOpcodes:
 
     @staticmethod
     def _keeps_privileges(message: memoryview) -> bool:
-        pid: int = messages.CALLER.unpack_from(message)[2]
-        return keeps_set_id_bits(pid)
+        return keeps_set_id_bits(caller_of(message, 0).pid)
 
     # Control
 

@@ -371,11 +371,22 @@ class LayerObject:
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, mode, dir_fd=self.descriptor())
 
-    def create_unnamed_file(self) -> int:
-        """Create a regular file without a name (O_TMPFILE), open for reading and writing, mode 0600."""
+    def create_unnamed_file(self, flags: int = os.O_RDWR, mode: int = 0o600) -> int:
+        """Create a regular file without a name (O_TMPFILE) and return its descriptor."""
         self.layer.operations += 1
-        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-        return os.open(b".", flags, 0o600, dir_fd=self.descriptor())
+        flags |= os.O_TMPFILE | os.O_CLOEXEC
+        return os.open(b".", flags, mode, dir_fd=self.descriptor())
+
+    def unnamed(self, descriptor: int) -> LayerObject:
+        """Name the nameless file of this layer that is open as ``descriptor``; it is held."""
+        nameless = LayerObject(self.layer, None, b"")
+        nameless.hold(os.open(b"/proc/self/fd/%d" % descriptor, os.O_PATH | os.O_CLOEXEC))
+        return nameless
+
+    def settle(self, parent: LayerObject, name: bytes) -> None:
+        """Be reached by a name from now on: a nameless file was given one."""
+        self.close()
+        self.parent, self.name = parent, name
 
     def link_descriptor(self, descriptor: int, name: bytes) -> None:
         """Give an open file the name ``name`` here; EEXIST when it is taken."""

@@ -363,9 +363,7 @@ class CopyUp:
     def _keep_nameless(self) -> None:
         upper_layer = self._owner.stack.upper
         assert upper_layer is not None
-        nameless = LayerObject(upper_layer, None, b"")
-        nameless.hold(os.open(b"/proc/self/fd/%d" % self._target, os.O_PATH | os.O_CLOEXEC))
-        self.node.upper = nameless
+        self.node.upper = upper_layer.root.unnamed(self._target)
         self._owner.take_note(self.node)
 
     def close(self) -> None:

@@ -185,6 +185,11 @@ class OverlayFilesystem:
         node, opened = self._namespace.create(self.directory(parent), name, mode, flags, caller)
         return node, self._new_handle(opened)
 
+    def create_unnamed(self, parent: int, mode: int, flags: int, caller: Caller) -> tuple[Node, int]:
+        """Create a regular file without a name; return it with the handle that it is open under."""
+        node, opened = self._namespace.create_unnamed(self.directory(parent), mode, flags, caller)
+        return node, self._new_handle(opened)
+
     def make_special(self, parent: int, name: bytes, mode: int, device: int, caller: Caller) -> Node:
         """Create a fifo, socket, device or regular file."""
         return self._namespace.make_special(self.directory(parent), name, mode, device, caller)

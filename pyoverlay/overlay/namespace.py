@@ -56,6 +56,31 @@ class Namespace:
         node = self._born(parent, name, opened[0])
         return node, OpenFile(node, opened[0], flags)
 
+    def create_unnamed(
+        self, parent: Directory, mode: int, flags: int, caller: Caller
+    ) -> tuple[Node, OpenFile]:
+        """Create a regular file without a name and open it (O_TMPFILE); `link` may give it one.
+
+        fs/overlayfs/dir.c: ovl_create_tmpfile.  Raises OSError EOPNOTSUPP where the file system can't.
+        """
+        birth, upper = self._begin(parent, b"", stat.S_IFREG | stat.S_IMODE(mode), caller)
+        descriptor = upper.create_unnamed_file(flags & KEPT_FLAGS, birth.first_mode)
+        try:
+            created = upper.unnamed(descriptor)
+            try:
+                birth.finish(created)
+                status = created.status()
+            except BaseException:
+                created.close()
+                raise
+        except BaseException:
+            os.close(descriptor)
+            raise
+        node = Node(stat.S_IFREG, self._lookup.numbers.number(created.layer, status.st_ino), created, None)
+        node.verified = True
+        node.attributes = self._lookup.make_attributes(node, status)
+        return node, OpenFile(node, descriptor, flags)
+
     def make_special(self, parent: Directory, name: bytes, mode: int, device: int, caller: Caller) -> Node:
         """Create a fifo, socket, device or regular file: mknod(2); 0/0 is a whiteout and refused."""
         if marks.is_whiteout_device(mode, device):
@@ -123,6 +148,8 @@ class Namespace:
             directory.link(source, temporary)
 
         self._make(upper, name, make, None)
+        if node.parent is None and not node.unlinked:
+            source.settle(upper, name)
         self._nodes.add_name(node, parent, name)
         parent.attributes = None
         self._refresh_linked(node, parent)

@@ -22,7 +22,6 @@ class Difference:
     answers: recognises it in the answers to an operation.
     in_namespace: in a user namespace only.
     ends_slot: the descriptor shows different files afterwards, and is closed on both sides.
-    copies_up: what the first argument names is copied up by the kernel alone.
     needless_copy: (operation, errno) of calls that change nothing, for which the kernel copies up.
     needless_mark: the same, for an opaque mark on the first name that hides nothing.
     mark: an attribute of overlay's own that is left out of pictures of uppers, by the name after the prefix.
@@ -36,16 +35,10 @@ class Difference:
     answers: Answers | None = None
     in_namespace: bool = False
     ends_slot: bool = False
-    copies_up: bool = False
     needless_copy: frozenset[tuple[str, str]] = frozenset()
     needless_mark: frozenset[tuple[str, str]] = frozenset()
     mark: str | None = None
     whiteout_fields: frozenset[str] = frozenset()
-
-
-def _refused_alone(name: str, error: str) -> Answers:
-    """Pyoverlay answers `error` to the operation `name`, to which the kernel answers something else."""
-    return lambda operation, _, actual: operation.name == name and actual.error == error
 
 
 def _fewer_links(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
@@ -148,14 +141,6 @@ ALLOWED = (
         kernel="the capability falls",
         pyoverlay="both fall",
         reason="the message that asks for it could be a chown(2)'s, at which both fall; no script draws it",
-    ),
-    Difference(
-        where="`open(O_TMPFILE)`",
-        kernel="a file without a name",
-        pyoverlay="EOPNOTSUPP",
-        reason="pyfuse3 has no call for it; programs fall back to a named file",
-        answers=_refused_alone("unnamed_file", "EOPNOTSUPP"),
-        copies_up=True,
     ),
     Difference(
         where="`fstat` of a lower's file that was unlinked while it is open",

@@ -106,7 +106,7 @@ class Pair:
                 f"{operation}\n  kernel:    {expected}\n  pyoverlay: {actual}\nafter:\n{self._told()}",
             )
         self.history.append((operation, expected))
-        if (operation.name, expected.error) in NEEDLESS_COPIES or (line is not None and line.copies_up):
+        if (operation.name, expected.error) in NEEDLESS_COPIES:
             self._copy_up_too(operation)
         if line is not None and line.ends_slot:
             self._answers(replace(let_go(operation.arguments[0]), caller=operation.caller))

@@ -1,0 +1,57 @@
+"""How are a caller read from a request, and nodes written into an answer, where pyfuse3 doesn't do it?
+
+What the fast path and the answers beside pyfuse3 share.  Translation only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from pyoverlay.fuse import messages
+from pyoverlay.overlay.filesystem import Caller, Node, OverlayFilesystem
+from pyoverlay.overlay.node import WRITTEN_UNSEEN
+
+
+def caller_of(message: memoryview, umask: int) -> Caller:
+    """Return who sent a request."""
+    user, group, pid = messages.CALLER.unpack_from(message)
+    return Caller(user, group, umask, pid)
+
+
+class Answers:
+    """Writes what is told of nodes, and counts those that the kernel learns of."""
+
+    def __init__(self, filesystem: OverlayFilesystem, opened: Callable[[int], tuple[int, int]]) -> None:
+        """Tell of ``filesystem``; ``opened`` decides how an opened handle is read and written."""
+        timeout = filesystem.stack.options.timeout
+        self.validity: Final = messages.Validity(timeout)
+        self._validity_while_written = messages.Validity(timeout, attributes=0)
+        self._filesystem = filesystem
+        self._opened = opened
+
+    def entry(self, node: Node) -> bytes:
+        """Write struct fuse_entry_out."""
+        shown = self._filesystem.attributes(node)
+        self._filesystem.remember(node)
+        return messages.entry_answer(node.nodeid, shown, self.validity_of(node))
+
+    def attributes(self, node: Node) -> bytes:
+        """Write struct fuse_attr_out."""
+        shown = self._filesystem.attributes(node)
+        return messages.attributes_answer(shown, self.validity_of(node))
+
+    def opened(self, handle: int) -> bytes:
+        """Write struct fuse_open_out for a regular file."""
+        return messages.opened_answer(handle, *self._opened(handle))
+
+    def created(self, node: Node, handle: int) -> bytes:
+        """Write struct fuse_entry_out and fuse_open_out of a file that was just created."""
+        shown = self._filesystem.attributes(node)
+        opened = self.opened(handle)
+        self._filesystem.remember(node)
+        return messages.entry_answer(node.nodeid, shown, self.validity_of(node)) + opened
+
+    def validity_of(self, node: Node) -> messages.Validity:
+        """Tell how long the kernel may keep what it is told of a node."""
+        return self._validity_while_written if node.unseen & WRITTEN_UNSEEN else self.validity

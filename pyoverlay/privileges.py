@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _FULL_UID_MAP: Final = ["0", "0", "4294967295"]
+_CAP_FOWNER: Final = 3
 _CAP_FSETID: Final = 4
 _CAP_SYS_ADMIN: Final = 21
 
@@ -23,6 +24,14 @@ def has_administration(process: int | str) -> bool:
     Raises OSError when there is no such process.
     """
     return _has_capability(process, _CAP_SYS_ADMIN)
+
+
+def acts_as_owner(process: int) -> bool:
+    """Tell whether a thread may do what a file's owner may: CAP_FOWNER, capabilities(7).
+
+    Raises OSError when there is no such process.
+    """
+    return _has_capability(process, _CAP_FOWNER)
 
 
 def keeps_set_id_bits(process: int) -> bool:

@@ -191,6 +191,9 @@ class FastPath:
         valid, handle, size, access, modification, access_ns, modification_ns, mode, user, group = (
             messages.SETATTR.unpack_from(message, messages.BODY)
         )
+        if not valid & messages.FATTR_CHANGES:
+            # A chown(2) to nobody: whether it is allowed isn't a thing to find out in passing.
+            raise _Waits
         change = Change(
             mode=mode if valid & messages.FATTR_MODE else None,
             user=user if valid & messages.FATTR_UID else None,

@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -46,7 +47,7 @@ from pyoverlay.overlay.filesystem import (
     OverlayFilesystem,
 )
 from pyoverlay.overlay.node import WRITTEN_UNSEEN
-from pyoverlay.privileges import has_administration
+from pyoverlay.privileges import acts_as_owner, has_administration
 
 log = logging.getLogger(__name__)
 
@@ -270,9 +271,23 @@ class OverlayOperations(pyfuse3.Operations):
             access_ns=attr.st_atime_ns if fields.update_atime else None,
             modification_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
+        if change == Change() and not self._may_clear_set_ids(inode, ctx):
+            raise FUSEError(errno.EPERM)
         return self._attributes(
             await self._run(ctx.pid, lambda: self._filesystem.change_attributes(inode, change, fh))
         )
+
+    def _may_clear_set_ids(self, inode: InodeT, ctx: RequestContext) -> bool:
+        """Tell whether a change of nothing may clear set-id bits, if there are any.
+
+        It is a chown(2) that names no owner, of which fs/attr.c: notify_change makes a chmod, or a write(2),
+        whose right was shown at open(2).  The kernel above us lets both pass, and asks for both alike.
+        """
+        node = self._filesystem.node(inode)
+        shown = self._filesystem.attributes(node)
+        if stat.S_ISDIR(shown.mode) or not shown.mode & (stat.S_ISUID | stat.S_ISGID):
+            return True
+        return ctx.uid == shown.user or self._filesystem.may_be_written(node) or _acts_as_owner(ctx.pid)
 
     @_answers
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -442,8 +457,17 @@ class OverlayOperations(pyfuse3.Operations):
 
 def _may_see_trusted(pid: int) -> bool:
     """Tell whether a thread has CAP_SYS_ADMIN in the daemon's own user namespace."""
+    return _has_here(has_administration, pid)
+
+
+def _acts_as_owner(pid: int) -> bool:
+    """Tell whether a thread has CAP_FOWNER in the daemon's own user namespace."""
+    return _has_here(acts_as_owner, pid)
+
+
+def _has_here(capability: Callable[[int], bool], pid: int) -> bool:
     try:
         same_namespace = os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")
-        return same_namespace and has_administration(pid)
+        return same_namespace and capability(pid)
     except OSError:
         return False

@@ -154,6 +154,13 @@ class OverlayFilesystem:
         else:
             self._attributes.kill_privileges(node)
 
+    def may_be_written(self, node: Node) -> bool:
+        """Tell whether anybody has the file open for writing."""
+        return any(
+            isinstance(opened, OpenFile) and opened.node is node and opened.writable
+            for opened in self._handles.values()
+        )
+
     def extended_attribute(self, nodeid: int, name: bytes) -> bytes:
         """Return the value of an extended attribute."""
         return self._attributes.get(self.node(nodeid), name)

@@ -260,3 +260,21 @@ def test_supplementary_groups_count(stack: Stack, mount_overlay: MountFactory) -
     run_as(USER, (merged / "d" / "new").touch, groups=[5000])
     assert (merged / "d" / "file").read_text() == "by a member"
     assert (merged / "d" / "new").stat().st_uid == USER
+
+
+@pytest.mark.parametrize("mode", [0o6755, 0o4644, 0o2755, 0o755], ids=oct)
+def test_chown_to_nobody_by_a_stranger(stack: Stack, mount_overlay: MountFactory, mode: int) -> None:
+    """chown(-1, -1) needs no right, but where it would clear set-id bits: that is a chmod."""
+    make_file(stack.lower / "file", "program", mode)
+    merged = mount_overlay().path / "file"
+
+    def change() -> None:
+        os.chown(merged, -1, -1)
+
+    if mode == 0o755:
+        run_as(USER, change)
+    else:
+        with fails_with(errno.EPERM):
+            run_as(USER, change)
+        assert not (stack.upper / "file").exists()
+    assert stat.S_IMODE(merged.stat().st_mode) == mode

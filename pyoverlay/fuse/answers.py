@@ -10,7 +10,6 @@ from typing import Final
 
 from pyoverlay.fuse import messages
 from pyoverlay.overlay.filesystem import Caller, Node, OverlayFilesystem
-from pyoverlay.overlay.node import WRITTEN_UNSEEN
 
 
 def caller_of(message: memoryview, umask: int) -> Caller:
@@ -26,7 +25,7 @@ class Answers:
         """Tell of ``filesystem``; ``opened`` decides how an opened handle is read and written."""
         timeout = filesystem.stack.options.timeout
         self.validity: Final = messages.Validity(timeout)
-        self._validity_while_written = messages.Validity(timeout, attributes=0)
+        self._not_kept = messages.Validity(timeout, attributes=0)
         self._filesystem = filesystem
         self._opened = opened
 
@@ -41,6 +40,12 @@ class Answers:
         shown = self._filesystem.attributes(node)
         return messages.attributes_answer(shown, self.validity_of(node))
 
+    def extended_attributes(self, node: Node) -> bytes:
+        """Write struct fuse_statx_out."""
+        shown = self._filesystem.attributes(node)
+        birth = self._filesystem.birth_time(node.nodeid)
+        return messages.extended_attributes_answer(shown, birth, self.validity_of(node))
+
     def opened(self, handle: int) -> bytes:
         """Write struct fuse_open_out for a regular file."""
         return messages.opened_answer(handle, *self._opened(handle))
@@ -54,4 +59,4 @@ class Answers:
 
     def validity_of(self, node: Node) -> messages.Validity:
         """Tell how long the kernel may keep what it is told of a node."""
-        return self._validity_while_written if node.unseen & WRITTEN_UNSEEN else self.validity
+        return self.validity if not node.unseen or node.may_be_kept else self._not_kept

@@ -57,6 +57,11 @@ _OPENED: Final = struct.Struct("=QIi")
 _SIZE: Final = struct.Struct("=II")
 _STATFS: Final = struct.Struct("=QQQQQIII28x")
 
+_STATX_VALID: Final = struct.Struct("=QII16x")
+_STATX: Final = struct.Struct("=IIQIIIH2xQQQQqI4xqI4xqI4xqI4xII120x")
+_BASIC_STATS: Final = 0x7FF
+_BIRTH_TIME: Final = 0x800
+
 _SECOND: Final = 1_000_000_000
 _LOW_32_BITS: Final = 0xFFFFFFFF
 _FILE_TYPE_SHIFT: Final = 12
@@ -123,6 +128,29 @@ def attributes(shown: Attributes) -> bytes:
 def attributes_answer(shown: Attributes, validity: Validity) -> bytes:
     """Write struct fuse_attr_out."""
     return _ATTRIBUTES_VALID.pack(*validity.attributes, 0) + attributes(shown)
+
+
+def extended_attributes_answer(shown: Attributes, birth_ns: int | None, validity: Validity) -> bytes:
+    """Write struct fuse_statx_out; ``birth_ns`` is None where nobody knows when the file was created."""
+    return _STATX_VALID.pack(*validity.attributes, 0) + _STATX.pack(
+        _BASIC_STATS | (0 if birth_ns is None else _BIRTH_TIME),
+        shown.block_size,
+        0,
+        shown.links,
+        shown.user,
+        shown.group,
+        shown.mode,
+        shown.inode,
+        shown.size,
+        shown.blocks,
+        0,
+        *divmod(shown.access_ns, _SECOND),
+        *divmod(birth_ns or 0, _SECOND),
+        *divmod(shown.change_ns, _SECOND),
+        *divmod(shown.modification_ns, _SECOND),
+        os.major(shown.device),
+        os.minor(shown.device),
+    )
 
 
 def entry_answer(nodeid: int, shown: Attributes, validity: Validity) -> bytes:

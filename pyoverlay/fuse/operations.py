@@ -46,7 +46,6 @@ from pyoverlay.overlay.filesystem import (
     Node,
     OverlayFilesystem,
 )
-from pyoverlay.overlay.node import WRITTEN_UNSEEN
 from pyoverlay.privileges import acts_as_owner, has_administration
 
 log = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ class OverlayOperations(pyfuse3.Operations):
         entry.st_mtime_ns = attributes.modification_ns
         entry.st_ctime_ns = attributes.change_ns
         entry.entry_timeout = self._timeout
-        entry.attr_timeout = 0 if node.unseen & WRITTEN_UNSEEN else self._timeout
+        entry.attr_timeout = self._timeout if node.may_be_kept else 0
         return entry
 
     def _attributes(self, node: Node) -> EntryAttributes:

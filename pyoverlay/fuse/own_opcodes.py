@@ -73,6 +73,7 @@ class OwnOpcodes:
             int(Opcode.COPY_FILE_RANGE): self._copy_range,
             int(Opcode.COPY_FILE_RANGE_64): self._copy_long_range,
             int(Opcode.TMPFILE): self._create_unnamed,
+            int(Opcode.STATX): self._get_extended_attributes,
             int(Opcode.IOCTL): self._control,
         }
 
@@ -194,6 +195,11 @@ class OwnOpcodes:
     @staticmethod
     def _keeps_privileges(message: memoryview) -> bool:
         return keeps_set_id_bits(caller_of(message, 0).pid)
+
+    # Attributes
+
+    def _get_extended_attributes(self, nodeid: int, _message: memoryview) -> Buffer:
+        return self._answers.extended_attributes(self._filesystem.node(nodeid))
 
     # Control
 

@@ -32,7 +32,7 @@ from typing import Final
 from pyoverlay.layers.layer import Layer
 from pyoverlay.overlay.files import OpenFile
 from pyoverlay.overlay.filesystem import OverlayFilesystem
-from pyoverlay.overlay.node import OPEN_UNSEEN, PASSED, WRITTEN_UNSEEN, Node
+from pyoverlay.overlay.node import NOT_WATCHED, OPEN_UNSEEN, PASSED, WRITTEN_UNSEEN, Node
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Passthrough:
             return
         if node.unseen & WRITTEN_UNSEEN and not _nobody_writes(node):
             return
-        node.unseen &= PASSED
+        node.unseen &= ~NOT_WATCHED
         node.attributes = None
 
 

@@ -282,6 +282,19 @@ class LayerObject:
         directory, name = self._place()
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
+    def birth_time(self) -> int | None:
+        """Return when the object was created, in ns since the epoch, None where that isn't known."""
+        if self.held:
+            self.layer.operations += 1
+            return syscalls.birth_time(self.fd, b"")
+        if self.layer.has_submounts:
+            descriptor = self.open(os.O_PATH)
+            try:
+                return syscalls.birth_time(descriptor, b"")
+            finally:
+                os.close(descriptor)
+        return syscalls.birth_time(*self._place())
+
     def list_entries(self) -> list[tuple[bytes, int]]:
         """Return the (name, d_type) pairs of this directory."""
         descriptor = self.open_for_listing()

@@ -62,6 +62,11 @@ DT_CHR: Final = 2
 DT_DIR: Final = 4
 DT_REG: Final = 8
 
+_STATX_BTIME: Final = 0x800
+_STATX_SIZE: Final = 256
+_STATX_MASK: Final = struct.Struct("=I")
+_STATX_BIRTH: Final = struct.Struct("=80xqI")
+
 _DIRECTORY_BUFFER_SIZE: Final = 64 * 1024
 _DIRENT_HEADER: Final = struct.Struct("=QqHB")
 
@@ -202,6 +207,20 @@ def file_handle(directory: int, name: bytes) -> tuple[int, bytes]:
     flags = 0 if name else AT_EMPTY_PATH
     _check(_libc.name_to_handle_at(directory, name, ctypes.byref(handle), ctypes.byref(mount_id), flags))
     return handle.handle_type, bytes(handle.f_handle[: handle.handle_bytes])
+
+
+def birth_time(directory: int, name: bytes) -> int | None:
+    """Return when a file was created, in ns since the epoch, None where that isn't known: statx(2).
+
+    Symlinks are not followed; an empty name means ``directory`` itself, which may be any file.
+    """
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = AT_SYMLINK_NOFOLLOW | (0 if name else AT_EMPTY_PATH)
+    _check(_libc.statx(directory, name, flags, ctypes.c_uint(_STATX_BTIME), answer))
+    if not _STATX_MASK.unpack_from(answer)[0] & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = _STATX_BIRTH.unpack_from(answer)
+    return int(seconds) * 10**9 + int(nanoseconds)
 
 
 def open_handle(mount_descriptor: int, kind: int, handle: bytes, flags: int) -> int:

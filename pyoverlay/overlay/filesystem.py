@@ -23,7 +23,7 @@ from pyoverlay.overlay.files import Files, OpenFile
 from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, NameOnly
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
-from pyoverlay.overlay.node import NOT_WATCHED, Attributes, Directory, Node
+from pyoverlay.overlay.node import LOWER_BIRTH_TOLD, NOT_WATCHED, Attributes, Directory, Node
 from pyoverlay.overlay.ranges import RangeCopy, Ranges, RangeWork
 
 __all__ = [
@@ -102,6 +102,15 @@ class OverlayFilesystem:
         if node.unseen & NOT_WATCHED:
             self.settle_unseen(node)
         return self._lookup.attributes(node)
+
+    def birth_time(self, nodeid: int) -> int | None:
+        """Return when a node's real object was created, in ns since the epoch, None where nobody knows."""
+        node = self.node(nodeid)
+        if node.upper is None:
+            node.unseen |= LOWER_BIRTH_TOLD
+        else:
+            node.unseen &= ~LOWER_BIRTH_TOLD
+        return node.real.birth_time()
 
     def take_copied_up(self) -> list[int]:
         """Return the nodeids of what was copied up since the last call: what the kernel caches is old."""

@@ -21,6 +21,8 @@ WRITTEN_UNSEEN: Final = 2
 """It may be mapped and written to: not even the kernel's FUSE knows when its times move."""
 PASSED: Final = 4
 """It was open so once: what FUSE's page cache has of it may be old."""
+LOWER_BIRTH_TOLD: Final = 8
+"""The kernel was told when its lower was created, which it keeps until it asks for that again."""
 NOT_WATCHED: Final = OPEN_UNSEEN | WRITTEN_UNSEEN
 
 _FILE_SYSTEM_SHIFT: Final = 56
@@ -105,6 +107,13 @@ class Node:
         real = self.upper or self.lower
         assert real is not None
         return real
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether the kernel may keep its attributes, as they move only when it is told, or may be told."""
+        if self.unseen & WRITTEN_UNSEEN:
+            return False
+        return not self.unseen & LOWER_BIRTH_TOLD or self.upper is None
 
     @property
     def is_directory(self) -> bool:

@@ -69,6 +69,15 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     _check(_libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
 
 
+def birth_time(path: os.PathLike[str] | str | bytes) -> int | None:
+    """When a file was created, in ns since the epoch; None if statx(2) doesn't tell. Follows no symlink."""
+    answer = ctypes.create_string_buffer(256)
+    everything, no_follow = ctypes.c_uint(0xFFF), 0x100
+    _check(_libc.statx(AT_FDCWD, _path(path), no_follow, everything, answer), _path(path))
+    mask, seconds, nanoseconds = struct.unpack_from("=I76xqI", answer)
+    return seconds * 10**9 + nanoseconds if mask & 0x800 else None
+
+
 def utimensat(path: os.PathLike[str] | str | bytes, atime: str | int, mtime: str | int) -> None:
     """utimensat(2): each time is nanoseconds since the epoch, "now" or "omit"."""
     special = {"now": (1 << 30) - 1, "omit": (1 << 30) - 2}

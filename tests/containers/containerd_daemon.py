@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,6 +34,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   address = "{address}"
 """
 
+_NOT_THERE = re.compile("unavailable|connection refused|connection error|transport|EOF", re.IGNORECASE)
 _numbers = itertools.count()
 
 
@@ -98,6 +99,21 @@ class Containerd:
             raise CommandError(f"ctr {' '.join(map(str, words))}: {said}\n{self.log()}")
         return result.stdout.decode(errors="surrogateescape")
 
+    def insist(self, *words: str | Path, between: Callable[[], object] = lambda: None) -> str:
+        """Run `ctr WORDS` again as long as it fails because containerd finds no snapshotter.
+
+        It says so for some seconds after one was started, too. `between` is called after each failure.
+        """
+        end = time.monotonic() + COMMAND_LIMIT_SECONDS
+        while True:
+            try:
+                return self(*words)
+            except CommandError as failure:
+                if not _NOT_THERE.search(str(failure).partition("\n")[0]) or time.monotonic() > end:
+                    raise
+            between()
+            time.sleep(0.1)
+
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[bytes]:
         """Run `ctr WORDS` to its end."""
         client = shutil.which("ctr", path=SYSTEM_PATH)
@@ -155,7 +171,13 @@ class Containerd:
         return found
 
     def collect_garbage(self) -> None:
-        """Have containerd remove what nothing refers to, and wait for that."""
+        """Have containerd remove what nothing refers to, and wait for that.
+
+        It looks at a snapshotter when one of its snapshots was removed, and doesn't try again by itself when
+        that failed (metadata/db.go: DB.GarbageCollect).
+        """
+        self.insist("snapshots", "prepare", "garbage")
+        self("snapshots", "rm", "garbage")
         lease = self("leases", "create").strip()
         self("leases", "rm", "--sync", lease)
 

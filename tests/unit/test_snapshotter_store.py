@@ -344,3 +344,90 @@ def test_a_database_of_a_newer_version(root: Path) -> None:
     database.close()
     with pytest.raises(SnapshotError, match="99"):
         Snapshotter(root, PROGRAM)
+
+
+# What a killed process may not have answered
+
+
+@pytest.fixture
+def killed(root: Path) -> Iterator[Snapshotter]:
+    """After a process that answered for "one" and "a", and was killed before it could for others."""
+    with contextlib.closing(Snapshotter(root, PROGRAM)) as first:
+        commit(first, "one")
+        prepare(first, "a", "one", kept="yes")
+        for name in ("one", "a"):
+            first.acknowledge(name)
+        prepare(first, "b", "one")
+        first.create(Kind.VIEW, "v", "one", {})
+        prepare(first, "making two", "one", kept="yes")
+        first.commit("making two", "two", {"new": "yes"})
+    with contextlib.closing(Snapshotter(root, PROGRAM)) as again:
+        yield again
+
+
+def test_what_nobody_was_told_of_is_created_once_more(killed: Snapshotter, root: Path) -> None:
+    again = prepare(killed, "b", "one", x="1")
+    assert again == killed.mount("b")
+    assert killed.information("b").labels == {"x": "1"}
+    with pytest.raises(SnapshotExistsError):
+        prepare(killed, "b", "one", x="1")
+    assert killed.create(Kind.VIEW, "v", "one", {}) == killed.mount("v")
+    assert directories(root) == {"1", "2", "3", "4", "5"}
+
+
+def test_what_may_be_known_isnt_created_once_more(killed: Snapshotter) -> None:
+    for key, kind, parent in (("a", Kind.ACTIVE, "one"), ("b", Kind.VIEW, "one"), ("b", Kind.ACTIVE, "")):
+        with pytest.raises(SnapshotExistsError):
+            killed.create(kind, key, parent, {})
+    # Asked for by its name: it is known.
+    killed.information("b")
+    with pytest.raises(SnapshotExistsError):
+        prepare(killed, "b", "one")
+
+
+@pytest.mark.parametrize("name", ["two", "another two"])
+def test_a_commit_is_made_once_more(killed: Snapshotter, name: str) -> None:
+    killed.commit("making two", name, {"newer": "yes"})
+    assert killed.information(name).labels == {"newer": "yes"}
+    assert names(killed) == sorted(["a", "b", "one", "v", name])
+    with pytest.raises(SnapshotNotFoundError):
+        killed.commit("making two", "more", {})
+
+
+def test_a_commit_is_undone_for_whom_doesnt_know_of_it(killed: Snapshotter, root: Path) -> None:
+    mount = killed.mount("making two")
+    assert f"upperdir={root}/snapshots/5/fs" in mount.options
+    found = killed.information("making two")
+    assert (found.kind, found.parent, found.labels) == (Kind.ACTIVE, "one", {"kept": "yes"})
+    with pytest.raises(SnapshotNotFoundError):
+        killed.information("two")
+
+
+def test_a_commit_nobody_knows_of_is_garbage_in_two_steps(killed: Snapshotter, root: Path) -> None:
+    killed.remove("two")
+    assert killed.information("making two").kind is Kind.ACTIVE
+    killed.clean_up()
+    assert "5" in directories(root)
+    killed.remove("making two")
+    assert names(killed) == ["a", "b", "one", "v"]
+
+
+def test_a_commit_that_is_known_stays(killed: Snapshotter, root: Path) -> None:
+    prepare(killed, "child", "two")
+    for ask in (killed.mount, killed.information, killed.remove):
+        with pytest.raises(SnapshotNotFoundError):
+            ask("making two")
+    killed.remove("child")
+    killed.remove("two")
+    assert names(killed) == ["a", "b", "one", "v"]
+
+
+def test_the_same_process_never_gives_way(snapshotter: Snapshotter) -> None:
+    prepare(snapshotter, "a")
+    with pytest.raises(SnapshotExistsError):
+        prepare(snapshotter, "a")
+    snapshotter.commit("a", "one", {})
+    with pytest.raises(SnapshotNotFoundError):
+        snapshotter.mount("a")
+    snapshotter.remove("one")
+    assert names(snapshotter) == []

@@ -34,6 +34,8 @@ _CODES: Final[dict[type[Exception], grpc.StatusCode]] = {
     snapshot.SnapshotError: grpc.StatusCode.UNKNOWN,
 }
 
+_CREATING: Final = (snapshots_pb2.PrepareSnapshotRequest, snapshots_pb2.ViewSnapshotRequest)
+
 _Request = TypeVar("_Request", bound=Message)
 
 
@@ -59,7 +61,7 @@ class Service:
         }
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(
-                _guarded(name, answer),
+                self._acknowledged(_guarded(name, answer)),
                 request_deserializer=request.FromString,
                 response_serializer=_serialize,
             )
@@ -71,6 +73,21 @@ class Service:
             response_serializer=_serialize,
         )
         return grpc.method_handlers_generic_handler(NAME, handlers)
+
+    def _acknowledged(
+        self, call: Callable[[Any, grpc.ServicerContext], Message]
+    ) -> Callable[[Any, grpc.ServicerContext], Message]:
+        """Note when the answer that a snapshot was created or committed was given."""
+
+        def answer(request: Message, context: grpc.ServicerContext) -> Message:
+            response = call(request, context)
+            if isinstance(request, _CREATING):
+                context.add_callback(lambda: self._snapshotter.acknowledge(request.key))
+            elif isinstance(request, snapshots_pb2.CommitSnapshotRequest):
+                context.add_callback(lambda: self._snapshotter.acknowledge(request.name))
+            return response
+
+        return answer
 
     def _prepare(self, request: snapshots_pb2.PrepareSnapshotRequest) -> Message:
         mount = self._snapshotter.create(Kind.ACTIVE, request.key, request.parent, dict(request.labels))

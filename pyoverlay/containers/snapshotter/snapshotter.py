@@ -70,6 +70,10 @@ class Snapshotter:
         parent = snapshot.parents[0] if snapshot.parents else None
         self._directories.make(snapshot.number, parent, writable=snapshot.kind is Kind.ACTIVE)
 
+    def acknowledge(self, name: str) -> None:
+        """Take note that the answer which told of the snapshot ``name`` was given."""
+        self._store.acknowledge(name)
+
     def mount(self, key: str) -> Mount:
         """Return how to mount an active snapshot or a view.
 

@@ -2,6 +2,13 @@
 
 Every method is one transaction: after it returned, its change is there whatever happens to this process or
 this machine; before that, none of it.  A snapshot's number is its directory's name and is never given twice.
+
+An answer may get lost: the process is killed after the transaction and before the answer.  containerd then
+knows nothing of what was done, and asks again, or goes on with what it knows.  So what may not have been
+answered is marked until `Store.acknowledge`, and a restarted process gives way: a snapshot that is created
+once more is the same one, and a commit is undone when its former key is asked for (`Store.find`) or its name
+is removed as garbage.
+
 It knows the disk only through `Store.create`'s callback.  The rules are containerd's
 (snapshots/storage/bolt.go).
 """
@@ -40,9 +47,13 @@ CREATE TABLE snapshots (
     updated INTEGER NOT NULL,
     labels  TEXT NOT NULL,
     size    INTEGER NOT NULL DEFAULT 0,
-    inodes  INTEGER NOT NULL DEFAULT 0
+    inodes  INTEGER NOT NULL DEFAULT 0,
+    answer  INTEGER NOT NULL DEFAULT 0, -- 0: not given yet, 1: given, 2: perhaps lost
+    former_name   TEXT, -- what a commit whose answer isn't surely given replaced
+    former_labels TEXT
 ) STRICT;
 CREATE INDEX children ON snapshots (parent);
+CREATE INDEX commits_without_answer ON snapshots (former_name) WHERE former_name IS NOT NULL;
 """
 _INFORMATION: Final = """
 SELECT this.name, coalesce(parent.name, ''), this.kind, this.created, this.updated, this.labels
@@ -68,6 +79,7 @@ class Store:
         """
         self._path = path
         self._lock = threading.Lock()
+        self._acknowledged: set[str] = set()
         try:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -89,11 +101,21 @@ class Store:
                     f"{self._path} is of version {version}, and this pyoverlay knows version {_VERSION}: "
                     "use a newer pyoverlay"
                 )
+            # Those of a process that was killed.
+            self._database.execute("UPDATE snapshots SET answer = 2 WHERE answer = 0")
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
-            self._database.close()
+        with self._transaction():
+            pass
+        self._database.close()
+
+    def acknowledge(self, name: str) -> None:
+        """Take note that whoever asked knows of the snapshot ``name``: its answer was given.
+
+        It is written with the next transaction; an answer that nobody knows of is only taken as perhaps lost.
+        """
+        self._acknowledged.add(name)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -101,11 +123,22 @@ class Store:
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
+                acknowledged = self._write_acknowledged()
                 yield
             except BaseException:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
+            self._acknowledged -= acknowledged
+
+    def _write_acknowledged(self) -> set[str]:
+        names = self._acknowledged.copy()
+        for name in names:
+            self._database.execute(
+                "UPDATE snapshots SET answer = 1, former_name = NULL, former_labels = NULL WHERE name = ?",
+                (name,),
+            )
+        return names
 
     def create(
         self,
@@ -132,8 +165,9 @@ class Store:
         """
         with self._transaction():
             above = self._committed_parent(parent) if parent else None
-            if self._number(key) is not None:
-                raise SnapshotExistsError(f"snapshot {key!r} exists already")
+            known = self._number(key)
+            if known is not None:
+                return self._created_before(known, kind, key, above, labels)
             now = time.time_ns()
             number = self._database.execute(
                 "INSERT INTO snapshots (name, parent, kind, created, updated, labels)"
@@ -145,6 +179,19 @@ class Store:
             make_directory(snapshot)
             return snapshot
 
+    def _created_before(
+        self, number: int, kind: Kind, key: str, parent: int | None, labels: Mapping[str, str]
+    ) -> Snapshot:
+        """Return what a former process created, if nobody may have been told; else refuse it."""
+        changed = self._database.execute(
+            "UPDATE snapshots SET labels = ?, answer = 0"
+            " WHERE number = ? AND kind = ? AND parent IS ? AND answer = 2",
+            (_stored(labels), number, kind, parent),
+        ).rowcount
+        if not changed:
+            raise SnapshotExistsError(f"snapshot {key!r} exists already")
+        return Snapshot(number, kind, self._parents(number), labels)
+
     def _committed_parent(self, name: str) -> int:
         found = self._database.execute(
             "SELECT number, kind FROM snapshots WHERE name = ?", (name,)
@@ -154,6 +201,7 @@ class Store:
         number, kind = found
         if kind != Kind.COMMITTED:
             raise SnapshotArgumentError(f"the parent {name!r} isn't committed")
+        self.acknowledge(name)
         return int(number)
 
     def mountable(self, key: str) -> Snapshot:
@@ -167,15 +215,37 @@ class Store:
         return snapshot
 
     def find(self, name: str) -> Snapshot:
-        """Return where a snapshot of any kind is.  Raises SnapshotNotFoundError."""
+        """Return where a snapshot of any kind is.  Raises SnapshotNotFoundError.
+
+        Whoever asks for the key of a snapshot that was committed never got the answer to that commit.
+        """
         with self._lock:
-            found = self._database.execute(
-                "SELECT number, kind, labels FROM snapshots WHERE name = ?", (name,)
-            ).fetchone()
-            if found is None:
-                raise _not_found(name)
-            number, kind, labels = found
-            return Snapshot(number, Kind(kind), self._parents(number), json.loads(labels))
+            found = self._find(name)
+        if found is None:
+            with self._transaction():
+                self._undo_commit(name)
+                found = self._find(name)
+        if found is None:
+            raise _not_found(name)
+        return found
+
+    def _find(self, name: str) -> Snapshot | None:
+        found = self._database.execute(
+            "SELECT number, kind, labels FROM snapshots WHERE name = ?", (name,)
+        ).fetchone()
+        if found is None:
+            return None
+        number, kind, labels = found
+        return Snapshot(number, Kind(kind), self._parents(number), json.loads(labels))
+
+    def _undo_commit(self, key: str) -> bool:
+        """Make a snapshot that was committed active again, if nobody may have been told; tell whether."""
+        undone = self._database.execute(
+            "UPDATE snapshots SET name = former_name, labels = former_labels, kind = ?, size = 0, inodes = 0,"
+            " answer = 1, former_name = NULL, former_labels = NULL WHERE former_name = ? AND answer = 2",
+            (Kind.ACTIVE, key),
+        )
+        return undone.rowcount > 0
 
     def commit(self, key: str, number: int, name: str, usage: Usage, labels: Mapping[str, str]) -> None:
         """Make an active snapshot a committed one, under another name.
@@ -204,18 +274,23 @@ class Store:
                 raise SnapshotStateError(f"snapshot {key!r} isn't active, so it can't be committed")
             now = time.time_ns()
             self._database.execute(
-                "UPDATE snapshots SET name = ?, kind = ?, created = ?, updated = ?, labels = ?,"
-                " size = ?, inodes = ? WHERE number = ?",
+                "UPDATE snapshots SET former_name = name, former_labels = labels, answer = 0, name = ?,"
+                " kind = ?, created = ?, updated = ?, labels = ?, size = ?, inodes = ? WHERE number = ?",
                 (name, Kind.COMMITTED, now, now, _stored(labels), usage.size, usage.inodes, number),
             )
 
     def remove(self, name: str) -> None:
         """Forget a snapshot; its directory has no owner from then on.
 
+        A committed one whose answer may have been lost becomes active again instead: whoever takes it for
+        garbage may still know its key, or else removes that next.
+
         Raises SnapshotNotFoundError, or SnapshotStateError when it is a parent.
         """
         with self._transaction():
             number = self._number(name)
+            if number is None and self._undo_commit(name):
+                number = self._number(name)
             if number is None:
                 raise _not_found(name)
             child = self._database.execute(
@@ -225,12 +300,19 @@ class Store:
                 raise SnapshotStateError(
                     f"snapshot {name!r} is the parent of {child[0]!r}, so it can't be removed"
                 )
-            self._database.execute("DELETE FROM snapshots WHERE number = ?", (number,))
+            former = self._database.execute(
+                "SELECT former_name FROM snapshots WHERE number = ?", (number,)
+            ).fetchone()[0]
+            if former is None or self._number(former) is not None or not self._undo_commit(former):
+                self._database.execute("DELETE FROM snapshots WHERE number = ?", (number,))
 
     def information(self, name: str) -> Information:
         """Return what is told about a snapshot.  Raises SnapshotNotFoundError."""
+        self.find(name)
         with self._lock:
-            return self._information(name)
+            found = self._information(name)
+        self.acknowledge(name)
+        return found
 
     def _information(self, name: str) -> Information:
         row = self._database.execute(f"{_INFORMATION} WHERE this.name = ?", (name,)).fetchone()

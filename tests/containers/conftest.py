@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers import redis_image
+from tests.containers.docker_daemon import Docker
 from tests.containers.mount_program import write_mount_program
 from tests.containers.podman_store import Podman
 from tests.containers.prepared_namespace import PreparedNamespace
@@ -54,6 +55,15 @@ def podman_on_kernel(engines_base: Path, prepared_namespace: PreparedNamespace) 
     base = engines_base / "kernel"
     base.mkdir()
     with Podman(base, prepared_namespace, None) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def docker(engines_base: Path) -> Iterator[Docker]:
+    """Docker over pyoverlay."""
+    base = engines_base / "docker"
+    base.mkdir()
+    with Docker(base) as running:
         yield running
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.containers import docker_elsewhere
 from tests.containers.mount_program import write_mount_program
+from tests.harness import Entry
 from tests.mount.command import REPOSITORY, processes_naming, wait_for
 
 COMMAND_LIMIT_SECONDS = 120
@@ -113,6 +115,20 @@ class Docker:
             yield identity
         finally:
             self("rm", "--force", "--volumes", identity)
+
+    def tree(self, container: str) -> dict[bytes, Entry]:
+        """What a running container shows of its image and its changes, and docker hasn't put there."""
+        own = self.own_names(container)
+        found = docker_elsewhere.tree(self.outside(self._merged(container)))
+        return {path: entry for path, entry in found.items() if path not in own}
+
+    def own_names(self, container: str) -> set[bytes]:
+        """The names that docker gives every container: what it mounts something on."""
+        layer = self._merged(container).parent
+        return set(docker_elsewhere.tree(layer.with_name(f"{layer.name}-init") / "diff"))
+
+    def _merged(self, container: str) -> Path:
+        return Path(self.inspect(container)["GraphDriver"]["Data"]["MergedDir"])
 
     def outside(self, path: str | Path) -> Path:
         """Where this process reaches what dockerd's mount namespace has at `path`."""

@@ -19,6 +19,7 @@ Fsync = Literal["auto", "strict", "volatile"]
 Xino = Literal["off", "auto", "on"]
 RedirectDir = Literal["nofollow", "follow"]
 Passthrough = Literal["auto", "off"]
+XattrPermissions = Literal[0, 1, 2]
 IdRange = tuple[int, int, int]
 """The first id on disk, the first that is shown, how many."""
 
@@ -76,6 +77,8 @@ class MountOptions:
     """Show root as the owner of everything, but for what squash_to_uid and squash_to_gid say."""
     squash_to_uid: int | None = None
     squash_to_gid: int | None = None
+    xattr_permissions: XattrPermissions = 0
+    """Keep owners and modes of a fresh upper in attributes: 1 in security.*, 2 in user.*; 0: on the files."""
 
     @property
     def volatile(self) -> bool:
@@ -118,6 +121,7 @@ _CHOICES: Final[dict[str, dict[str, object]]] = {
     "redirect_dir": {"off": "off", "nofollow": "nofollow", "follow": "follow"},
     "fast_path": {"on": True, "off": False},
     "passthrough": {value: value for value in get_args(Passthrough)},
+    "xattr_permissions": {str(value): value for value in get_args(XattrPermissions)},
 }
 
 # Features of the kernel that we don't have: "off" is fine, but asking for one must not pass unheard.
@@ -129,9 +133,6 @@ _REFUSED: Final[dict[str, str]] = {
     "redirect_dir": "renaming a lower directory answers EXDEV, and programs copy it then; "
     "redirects written by others are followed with redirect_dir=follow",
 }
-# Ignoring this would show every file under a wrong owner or mode, so the mount program's rule for unknown
-# options ("warn and go on") doesn't hold for it.
-_OWNERSHIP: Final = frozenset({"xattr_permissions"})
 # SELinux labels: a FUSE mount takes them from the kernel's policy. Their values come quoted.
 _CONTEXTS: Final = ("context", "fscontext", "defcontext", "rootcontext")
 # What mount(8) and fstab pass on that concerns mount(8) and systemd, or that FUSE doesn't tell apart;
@@ -241,11 +242,6 @@ class _Reader:
             raise OptionError(f"option '{option}': {name} can only be off")
 
     def _take_foreign(self, option: str, name: str) -> None:
-        if name in _OWNERSHIP:
-            raise OptionError(
-                f"option '{option}' is not supported, and ignoring it would show files under a wrong owner "
-                "or mode; leave it out, and use layers that are owned as they should appear"
-            )
         if name == "remount":
             raise OptionError(
                 "a pyoverlay mount can't be remounted with other options: unmount it, then mount it with "
@@ -275,6 +271,10 @@ class _Reader:
             )
         values["userxattr"] = bool(values.get("userxattr", False)) or not self._privileged
         values["redirect_dir"] = self._redirect_dir(bool(values["userxattr"]))
+        if values.get("xattr_permissions"):
+            if values.get("acl"):
+                raise OptionError("acl contradicts xattr_permissions, which implies noacl; leave one out")
+            values["acl"] = False
         return MountOptions(**values)  # type: ignore[arg-type]  # the tables above hold each field's type
 
     def _redirect_dir(self, userxattr: bool) -> RedirectDir:
@@ -516,6 +516,8 @@ def format_options(options: MountOptions) -> str:
     if options.passthrough != "auto":
         words.append(f"passthrough={options.passthrough}")
     words += _id_words(options)
+    if options.xattr_permissions:
+        words.append(f"xattr_permissions={options.xattr_permissions}")
     return ",".join(words)
 
 

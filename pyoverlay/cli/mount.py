@@ -41,6 +41,9 @@ options for -o, separated by commas:
                           the same for groups
   squash_to_root squash_to_uid=ID squash_to_gid=ID
                           show root, or this user or group, as the owner of everything
+  xattr_permissions=0|1|2
+                          keep owners, modes and types in an attribute, where the daemon may not chown:
+                          2 in user.containers.override_stat, 1 in security.fuseoverlayfs.override_stat
   index=off metacopy=off context=LABEL threaded=N static_nlink writeback=N fast_ino=N kernel_cache
                           accepted, and change nothing
 """

@@ -136,7 +136,7 @@ class Exchange:
         offers = wire.init_request(message)
         options = self.filesystem.stack.options
         flags = _FEATURES
-        if options.acl:
+        if self.filesystem.stack.has_acls:
             flags |= wire.POSIX_ACL
         flags &= offers.flags
         if options.passthrough == "auto" and is_administrator():

@@ -94,7 +94,7 @@ class OverlayOperations(pyfuse3.Operations):
         """Serve ``filesystem``."""
         super().__init__()
         options = filesystem.stack.options
-        self.enable_acl = options.acl
+        self.enable_acl = filesystem.stack.has_acls
         self._filesystem = filesystem
         self._transport = transport
         self._queue = queue

@@ -13,8 +13,8 @@ What we are not told then:
   The kernel knows of write(2) that it must ask again, but not of what is written to a map: until the last
   file that was opened for reading and writing is closed, and nothing is mapped from it any more, it is told
   not to keep the attributes at all.
-- Whose writes must clear suid and sgid.  So a file with one of these bits is never opened for writing in
-  passthrough.
+- Whose writes must clear suid and sgid, and capabilities where the layer doesn't know them for such.  So a
+  file with one of these is never opened for writing in passthrough.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Passthrough:
             mode = self._filesystem.attributes(node).mode
         except OSError:
             return False
-        return not mode & (stat.S_ISUID | stat.S_ISGID)
+        return not mode & (stat.S_ISUID | stat.S_ISGID) and not self._filesystem.must_drop_capabilities(node)
 
     def _register(self, file: OpenFile) -> int:
         """Tell the kernel of a backing file; return its number, 0 when it won't have it."""

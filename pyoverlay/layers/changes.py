@@ -27,6 +27,7 @@ from typing import Final
 
 from pyoverlay.layers import marks
 from pyoverlay.layers.layer import DescriptorCache, Layer, LayerObject
+from pyoverlay.layers.recorded import keep_records, spelling_of
 from pyoverlay.options import OverlayError
 
 _OPEN_DIRECTORIES: Final = 128
@@ -99,7 +100,11 @@ def _open_layer(path: str, cache: DescriptorCache) -> Layer:
     except OSError as error:
         raise OverlayError(f"{path}: {error.strerror}; a layer is a directory") from error
     # Not to be written, though it may be an upper.
-    return Layer(path, descriptor, cache, writable=False)
+    layer = Layer(path, descriptor, cache, writable=False)
+    spelling = spelling_of(layer)
+    if spelling is not None:
+        keep_records(layer, spelling)
+    return layer
 
 
 def _with_parents(changes: Iterable[tuple[bytes, ChangeKind]]) -> list[Change]:

@@ -13,9 +13,12 @@ import logging
 import os
 import stat
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pyoverlay.layers import syscalls
+
+if TYPE_CHECKING:
+    from pyoverlay.layers.recorded import Records
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,8 @@ class Layer:
 
     ``path`` is what the user called it; ``device`` and ``inode`` identify its root; ``uuid`` is its
     file system's, or None.  ``cloned`` says that it is reached through a private read-only clone of
-    its mount, so that the kernel itself refuses writes.
+    its mount, so that the kernel itself refuses writes.  ``records`` says how it keeps owners that it can't
+    have itself (`recorded`), None for layers that have them.
     """
 
     __slots__ = (
@@ -75,6 +79,7 @@ class Layer:
         "inode",
         "operations",
         "path",
+        "records",
         "root",
         "uuid",
         "writable",
@@ -90,6 +95,7 @@ class Layer:
         self.cache = cache
         self.writable = writable
         self.operations = 0
+        self.records: Records | None = None
         self.cloned = False
         if not writable:
             descriptor = self._clone(descriptor)
@@ -139,10 +145,16 @@ class Layer:
         """Whether other mounts, our own among them, may show inside: they must not be entered."""
         return not self.cloned and not self.writable
 
-    def open_handle(self, kind: int, handle: bytes) -> int:
-        """Open an object of this layer's file system by its file handle, as an O_PATH descriptor."""
+    def open_handle(self, kind: int, handle: bytes) -> LayerObject:
+        """Open an object of this layer's file system by its file handle; close it after use."""
         self.operations += 1
-        return syscalls.open_handle(self._readable_root, kind, handle, os.O_PATH)
+        return self.held_by(syscalls.open_handle(self._readable_root, kind, handle, os.O_PATH))
+
+    def held_by(self, descriptor: int) -> LayerObject:
+        """Name the object of this layer that is open as ``descriptor``, which it takes over."""
+        named = type(self.root)(self, None, b"")
+        named.hold(descriptor)
+        return named
 
     def status_of_file_system(self) -> os.statvfs_result:
         """Return statvfs(3) of the layer's file system."""
@@ -166,6 +178,8 @@ class LayerObject:
     """
 
     __slots__ = ("fd", "held", "layer", "name", "parent", "used")
+    clears_capabilities: ClassVar[bool] = True
+    """Whether the file system drops a file's capabilities by itself when its data is changed."""
 
     def __init__(self, layer: Layer, parent: LayerObject | None, name: bytes) -> None:
         """Name an object; no I/O, it need not exist."""
@@ -178,7 +192,7 @@ class LayerObject:
 
     def child(self, name: bytes) -> LayerObject:
         """Name an object in this directory; no I/O."""
-        return LayerObject(self.layer, self, name)
+        return type(self)(self.layer, self, name)
 
     # Descriptors
 
@@ -281,6 +295,9 @@ class LayerObject:
                 os.close(descriptor)
         directory, name = self._place()
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    status_on_disk = status
+    """The same, whatever a layer that keeps records says of the object."""
 
     def birth_time(self) -> int | None:
         """Return when the object was created, in ns since the epoch, None where that isn't known."""
@@ -392,9 +409,7 @@ class LayerObject:
 
     def unnamed(self, descriptor: int) -> LayerObject:
         """Name the nameless file of this layer that is open as ``descriptor``; it is held."""
-        nameless = LayerObject(self.layer, None, b"")
-        nameless.hold(os.open(b"/proc/self/fd/%d" % descriptor, os.O_PATH | os.O_CLOEXEC))
-        return nameless
+        return self.layer.held_by(os.open(b"/proc/self/fd/%d" % descriptor, os.O_PATH | os.O_CLOEXEC))
 
     def settle(self, parent: LayerObject, name: bytes) -> None:
         """Be reached by a name from now on: a nameless file was given one."""
@@ -479,7 +494,7 @@ class LayerObject:
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.EPERM):
                 raise
-        if not stat.S_ISDIR(self.child(name).status().st_mode):
+        if not stat.S_ISDIR(self.child(name).status_on_disk().st_mode):
             self.remove_file(name)
             return
         pending = [self.child(name)]
@@ -500,7 +515,7 @@ def _remove_files(directory: LayerObject) -> list[bytes]:
     subdirectories = []
     for name, kind in directory.list_entries():
         if kind == syscalls.DT_UNKNOWN:
-            is_directory = stat.S_ISDIR(directory.child(name).status().st_mode)
+            is_directory = stat.S_ISDIR(directory.child(name).status_on_disk().st_mode)
         else:
             is_directory = kind == syscalls.DT_DIR
         if is_directory:

@@ -18,6 +18,8 @@ from typing import Final
 
 from pyoverlay.layers import marks, syscalls
 from pyoverlay.layers.layer import DescriptorCache, Layer, LayerObject
+from pyoverlay.layers.override_stat import CONTAINERS, FUSE_OVERLAYFS, PRIVILEGED, Spelling
+from pyoverlay.layers.recorded import begin_records, keep_records, spelling_of
 from pyoverlay.options import MountOptions, OverlayError
 
 _DESCRIPTORS_LEFT_TO_FILES: Final = 4
@@ -132,6 +134,7 @@ class Stack:
             for path in _read_only_layers(options):
                 lower = Layer(path, _open_directory(path, "lowerdir"), self.cache, writable=False)
                 self.lowers = (*self.lowers, lower)
+                _recognise_records("lowerdir", lower)
             if options.writable:
                 self._open_upper()
             _refuse_overlaps(self._roots())
@@ -166,6 +169,31 @@ class Stack:
         self._lock(work_path, self._work_base, "workdir")
         self._refuse_incompatible(work_path)
         self.traps = frozenset((layer.device, layer.inode) for layer in (self.upper, self._work_base))
+        self._choose_records(self.upper)
+
+    def _choose_records(self, upper: Layer) -> None:
+        """Keep owners in attributes where the options ask for it, or the upper was begun so."""
+        asked = _SPELLINGS_ASKED_FOR[self.options.xattr_permissions]
+        found = spelling_of(upper)
+        if found is not None and asked and found not in asked:
+            raise LayerError(
+                f"upperdir={upper.path} keeps owners and modes in {os.fsdecode(found.attribute)}, which "
+                f"xattr_permissions={self.options.xattr_permissions} doesn't use: leave that option out"
+            )
+        spelling = found or next(iter(asked), None)
+        if spelling is not None:
+            keep_records(upper, spelling)
+            _check_root("upperdir", upper)
+
+    @property
+    def stores_acls(self) -> bool:
+        """Whether the upper can have ACLs; where owners are kept in attributes, ACLs would name others."""
+        return self.upper is None or self.upper.records is None
+
+    @property
+    def has_acls(self) -> bool:
+        """Whether the mount has ACLs."""
+        return self.options.acl and self.stores_acls
 
     def _lock(self, path: str, layer: Layer, option: str) -> None:
         """Lock a directory for the life of the mount: flock(2), gone with the process that holds it."""
@@ -207,16 +235,35 @@ class Stack:
         if self._work_base is None:
             return
         base = self._work_base.root
-        mode = 0o000 if os.geteuid() == 0 else 0o700
+        # As the kernel does; a daemon that may not chown may have no right to pass through it, either.
+        keeps_owners = self.upper is not None and self.upper.records is None
+        mode = 0o000 if os.geteuid() == 0 and keeps_owners else 0o700
         try:
             with contextlib.suppress(FileExistsError):
                 base.make_directory(b"work", mode)
-            self.work = WorkDirectory(base.child(b"work"))
+            self._prepare_records()
+            self.work = WorkDirectory(self._work_base.root.child(b"work"))
             self.work.clean()
             if self.options.volatile:
                 self._mark_volatile(self.work.root)
         except OSError as error:
             raise LayerError(f"can't prepare workdir={self.options.workdir}: {error.strerror}") from error
+
+    def _prepare_records(self) -> None:
+        """Make the upper one that keeps records, and the work directory as well, where they are prepared."""
+        upper = self.upper
+        if upper is None or upper.records is None or self._work_base is None:
+            return
+        keep_records(self._work_base, upper.records.spelling, upper.records.disk_mode)
+        recorded = next((layer.root for layer in self.lowers if layer.records is not None), None)
+        try:
+            begin_records(upper, recorded)
+        except OSError as error:
+            raise LayerError(
+                f"upperdir={upper.path} can't have the attribute "
+                f"{os.fsdecode(upper.records.spelling.attribute)} that xattr_permissions="
+                f"{self.options.xattr_permissions} keeps owners and modes in: {error.strerror}"
+            ) from error
 
     @staticmethod
     def _mark_volatile(work: LayerObject) -> None:
@@ -248,6 +295,33 @@ class Stack:
         for descriptor in reversed(self._locks):
             os.close(descriptor)
         self._locks.clear()
+
+
+_SPELLINGS_ASKED_FOR: Final[dict[int, tuple[Spelling, ...]]] = {
+    0: (),
+    1: (PRIVILEGED,),
+    2: (CONTAINERS, FUSE_OVERLAYFS),
+}
+"""By xattr_permissions; the first is what a fresh upper gets."""
+
+
+def _recognise_records(option: str, layer: Layer) -> None:
+    spelling = spelling_of(layer)
+    if spelling is not None:
+        keep_records(layer, spelling)
+        _check_root(option, layer)
+
+
+def _check_root(option: str, layer: Layer) -> None:
+    try:
+        layer.root.status()
+    except OSError as error:
+        assert layer.records is not None
+        name = os.fsdecode(layer.records.spelling.attribute)
+        raise LayerError(
+            f"{option}={layer.path}: the attribute {name} can't be read ({error.strerror}): it should be "
+            "USER:GROUP:MODE:TYPE, like 0:0:0755:dir"
+        ) from None
 
 
 def _read_only_layers(options: MountOptions) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class AttributeChanges:
         self._lookup = copy_ups.lookup
         self._dialect = copy_ups.stack.dialect
         self._ownership = copy_ups.ownership
-        self._has_acls = copy_ups.stack.options.acl
+        self._has_acls = copy_ups.stack.has_acls
         self._absent: set[tuple[Layer, int, bytes]] = set()
         """Where a layer has answered, for a type of files, that an attribute isn't there: it can have it."""
 
@@ -88,7 +88,19 @@ class AttributeChanges:
                 os.ftruncate(opened, size)
             finally:
                 os.close(opened)
+        self.data_changed(node)
+
+    def data_changed(self, node: Node) -> None:
+        """Clear what mustn't outlast a change of a file's data: capabilities, and set-id bits if asked."""
+        self.drop_capabilities(node)
         self.kill_privileges_if_asked(node)
+
+    def drop_capabilities(self, node: Node) -> None:
+        """Clear a file's capabilities where its file system doesn't know them for such."""
+        if not node.real.clears_capabilities and CAPABILITY in self._lookup.attribute_names(node):
+            with contextlib.suppress(OSError):
+                node.real.remove_attribute(CAPABILITY)
+            _note_change(node)
 
     def kill_privileges_if_asked(self, node: Node) -> None:
         """Clear suid, sgid and capabilities when an unprivileged caller changed the data."""

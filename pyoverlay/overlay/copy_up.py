@@ -19,6 +19,7 @@ from pyoverlay.layers import marks, syscalls
 from pyoverlay.layers.layer import LayerObject
 from pyoverlay.layers.stack import Stack, WorkDirectory
 from pyoverlay.layers.syscalls import error
+from pyoverlay.overlay.access_control import ACL_PREFIX
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.node import Directory, Node
 
@@ -26,7 +27,7 @@ _PIECE: Final = 4 * 1024 * 1024
 _NO_REFLINK: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM})
 _NO_RANGE_COPY: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM})
 _NO_UNNAMED_FILE: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
-_MUST_BE_KEPT: Final = (b"security.", b"system.posix_acl_")
+_MUST_BE_KEPT: Final = (b"security.", ACL_PREFIX)
 
 
 class CopyUpNeeded(Exception):  # noqa: N818 - it asks for something, nothing failed
@@ -204,7 +205,12 @@ class CopyUps:
     def kept_attributes(self, lower: LayerObject) -> list[bytes]:
         """Return the names of the attributes that a copy gets: all but the overlay's own."""
         names = lower.list_attributes()
-        return [name for name in names if not marks.is_own_attribute(self.stack.dialect, name)]
+        return [name for name in names if self._is_kept(name)]
+
+    def _is_kept(self, name: bytes) -> bool:
+        if name.startswith(ACL_PREFIX) and not self.stack.stores_acls:
+            return False
+        return not marks.is_own_attribute(self.stack.dialect, name)
 
     def origin(self, lower: LayerObject) -> bytes:
         """Return the value of ``origin`` for a copy of ``lower``; empty when its handle can't be told."""
@@ -302,7 +308,7 @@ class CopyUp:
 
     def _open(self) -> None:
         self._source = self._lower.open(os.O_RDONLY)
-        self._status = os.fstat(self._source)
+        self._status = self._original.status()
         self._attributes = self._owner.kept_attributes(self._lower)
         work = self._owner.work
         try:
@@ -314,6 +320,15 @@ class CopyUp:
             self._target = work.root.create_file(self._temporary, os.O_RDWR, 0o600)
         if not self._broken_link:
             self._origin = self._owner.origin(self._lower)
+
+    @property
+    def _original(self) -> LayerObject:
+        return self._lower.layer.held_by(self._source)
+
+    @property
+    def _copy(self) -> LayerObject:
+        assert self._owner.stack.upper is not None
+        return self._owner.stack.upper.held_by(self._target)
 
     @property
     def _broken_link(self) -> bool:
@@ -328,8 +343,10 @@ class CopyUp:
         if self._with_data:
             _copy_data(self._source, self._target, self._status.st_size, self)
         status = self._status
-        self._owner.ownership.give_copy(self._target, status)
-        self._copy_attributes()
+        copy = self._copy
+        self._owner.ownership.set_owner(copy, status.st_uid, status.st_gid)
+        copy.set_mode(stat.S_IMODE(status.st_mode))
+        self._copy_attributes(self._original, copy)
         os.utime(self._target, ns=(status.st_atime_ns, status.st_mtime_ns))
         self._refuse_cancelled()
         if not self._owner.stack.options.volatile:
@@ -339,13 +356,13 @@ class CopyUp:
         if self.cancelled:
             raise CopyUpCancelled
 
-    def _copy_attributes(self) -> None:
+    def _copy_attributes(self, original: LayerObject, copy: LayerObject) -> None:
         for name in self._attributes:
             with _tolerating(name):
-                os.setxattr(self._target, name, os.getxattr(self._source, name))
+                copy.set_attribute(name, original.attribute(name))
         if not self._broken_link:
             with _optional_mark():
-                os.setxattr(self._target, self._owner.stack.dialect.attribute("origin"), self._origin)
+                copy.set_attribute(self._owner.stack.dialect.attribute("origin"), self._origin)
 
     def publish(self) -> None:
         """Show the copy in place of the lower.  A file that lost its last name meanwhile stays nameless."""

@@ -68,7 +68,7 @@ class Files:
         descriptor = node.real.open(flags & (KEPT_FLAGS | os.O_TRUNC))
         if truncates:
             node.attributes = None
-            self._attributes.kill_privileges_if_asked(node)
+            self._attributes.data_changed(node)
         return OpenFile(node, descriptor, flags)
 
     def descriptor_for_reading(self, file: OpenFile) -> int:
@@ -88,13 +88,13 @@ class Files:
             file.source = node.real
         return file.descriptor
 
-    @staticmethod
-    def write(file: OpenFile, offset: int, data: bytes | memoryview) -> int:
+    def write(self, file: OpenFile, offset: int, data: bytes | memoryview) -> int:
         """Write all of ``data`` at ``offset``, or as much as there is room for; return the bytes written.
 
         Raises OSError ENOSPC and the like when nothing could be written.
         """
         file.node.attributes = None
+        self._attributes.drop_capabilities(file.node)
         written = 0
         while written < len(data):
             try:

@@ -24,6 +24,7 @@ from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, Name
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
 from pyoverlay.overlay.node import LOWER_BIRTH_TOLD, NOT_WATCHED, Attributes, Directory, Node
+from pyoverlay.overlay.ownership import CAPABILITY
 from pyoverlay.overlay.ranges import RangeCopy, Ranges, RangeWork
 
 __all__ = [
@@ -169,6 +170,10 @@ class OverlayFilesystem:
             isinstance(opened, OpenFile) and opened.node is node and opened.writable
             for opened in self._handles.values()
         )
+
+    def must_drop_capabilities(self, node: Node) -> bool:
+        """Tell whether a file has capabilities that a write leaves on unless we take them off."""
+        return not node.real.clears_capabilities and CAPABILITY in self._lookup.attribute_names(node)
 
     def extended_attribute(self, nodeid: int, name: bytes) -> bytes:
         """Return the value of an extended attribute."""

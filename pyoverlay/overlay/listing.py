@@ -93,7 +93,7 @@ class Listing:
         known = directory.entries[name]
         assert isinstance(known, tuple)
         first = known[0].child(name)
-        status = first.status()
+        status = first.status_on_disk()
         return NameOnly(self._lookup.numbers.number(first.layer, status.st_ino), status.st_mode)
 
     def load(self, directory: Directory) -> None:

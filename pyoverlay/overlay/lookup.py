@@ -362,15 +362,15 @@ class Lookup:
             if origin.uuid != (layer.uuid or _NO_UUID):
                 continue
             try:
-                descriptor = layer.open_handle(origin.handle_type, origin.handle)
+                found = layer.open_handle(origin.handle_type, origin.handle)
             except PermissionError:
                 return self._same_name_inode(parent, name, origin)
             except OSError:
                 continue
             try:
-                status = os.fstat(descriptor)
+                status = found.status()
             finally:
-                os.close(descriptor)
+                found.close()
             if stat.S_IFMT(status.st_mode) == file_type and status.st_nlink == 1:
                 return self.numbers.number(layer, status.st_ino)
         return None

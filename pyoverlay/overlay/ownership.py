@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import stat
 from collections.abc import Iterator
 from typing import Final
 
@@ -75,12 +73,6 @@ class Ownership:
         """Set the owner on disk; -1 leaves an id as it is."""
         with self._tolerating_refusal():
             place.set_owner(user, group)
-
-    def give_copy(self, descriptor: int, status: os.stat_result) -> None:
-        """Give the open copy of a file the owner and the mode that the original has on disk."""
-        with self._tolerating_refusal():
-            os.fchown(descriptor, status.st_uid, status.st_gid)
-        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
 
     @contextlib.contextmanager
     def _tolerating_refusal(self) -> Iterator[None]:

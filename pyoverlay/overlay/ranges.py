@@ -137,5 +137,6 @@ class Ranges:
         if not file.writable:
             raise error(errno.EBADF)
         file.node.attributes = None
+        self._attributes.drop_capabilities(file.node)
         if not keeps_privileges and file.node.real.status().st_mode & _SET_ID:
             self._attributes.kill_privileges(file.node)

@@ -304,7 +304,7 @@ def test_a_copy_that_was_given_up_leaves_nothing(
     assert (stack.upper / "file").read_bytes() == content
 
 
-@pytest.mark.parametrize("call", ["fchown", "fchmod", "setxattr", "utime", "fsync", "ftruncate", "link"])
+@pytest.mark.parametrize("call", ["chown", "chmod", "setxattr", "utime", "fsync", "ftruncate", "link"])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 def test_a_failure_leaves_nothing(
     stack: LayerDirectories, overlay: Vfs, monkeypatch: pytest.MonkeyPatch, call: str, error: int

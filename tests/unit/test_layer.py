@@ -172,11 +172,11 @@ def test_an_object_is_found_by_its_handle(open_layer: OpenLayer, base: Path) -> 
     make_file(base / "a" / "file")
     layer = open_layer(writable=False)
     kind, handle = descend(layer, b"a", b"file").handle()
-    descriptor = layer.open_handle(kind, handle)
+    found = layer.open_handle(kind, handle)
     try:
-        assert os.fstat(descriptor).st_ino == (base / "a/file").stat().st_ino
+        assert found.status().st_ino == (base / "a/file").stat().st_ino
     finally:
-        os.close(descriptor)
+        found.close()
 
 
 def test_every_operation_counts(open_layer: OpenLayer, base: Path) -> None:

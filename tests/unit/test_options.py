@@ -7,6 +7,7 @@ test says so.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -253,7 +254,9 @@ def test_features_that_are_missing_are_refused_by_name(text: str) -> None:
         ("lowerdir=a\0b", "NUL"),
         ("upperdir=a\0b,workdir=w", "NUL"),
         ("remount", "can't be remounted"),
-        ("xattr_permissions=2", "wrong owner"),
+        ("xattr_permissions", "xattr_permissions is one of 0, 1, 2"),
+        ("xattr_permissions=3", "xattr_permissions is one of 0, 1, 2"),
+        ("acl,xattr_permissions=2", "acl contradicts xattr_permissions"),
         ("uidmapping", "uidmapping is DISK:SHOWN:COUNT"),
         ("uidmapping=", "uidmapping is DISK:SHOWN:COUNT"),
         ("uidmapping=0:1000", "uidmapping is DISK:SHOWN:COUNT"),
@@ -367,11 +370,14 @@ def id_ranges(draw: st.DrawFn) -> tuple[tuple[int, int, int], ...]:
 def mount_options(draw: st.DrawFn) -> MountOptions:
     upper: str | None = draw(st.none() | paths)
     userxattr: bool = draw(st.booleans())
+    records: Literal[0, 1, 2] = draw(st.sampled_from([0, 1, 2]))
+    flags = {name: draw(st.booleans()) for name in ("read_only", "suid", "dev", "exec", "atime", "acl")}
     return MountOptions(
         lowerdir=_with_slash(draw(st.lists(paths, min_size=1, max_size=4))),
         upperdir=upper,
         workdir=None if upper is None else draw(paths),
-        **{name: draw(st.booleans()) for name in ("read_only", "suid", "dev", "exec", "atime", "acl")},
+        **flags | ({"acl": False} if records else {}),
+        xattr_permissions=records,
         allow_other=draw(st.booleans()),
         default_permissions=draw(st.booleans()),
         userxattr=userxattr,
@@ -401,6 +407,12 @@ def test_engines_id_maps_are_read() -> None:
     options = parse("lowerdir=a,uidmapping=0:1:1000:1000:0:1:1001:1001:64536,gidmapping=0:7:1")
     assert options.uidmapping == ((0, 1, 1000), (1000, 0, 1), (1001, 1001, 64536))
     assert options.gidmapping == ((0, 7, 1),)
+
+
+def test_owners_in_attributes_leave_no_acls() -> None:
+    options = parse("lowerdir=a,xattr_permissions=2")
+    assert (options.xattr_permissions, options.acl) == (2, False)
+    assert parse("lowerdir=a,acl,xattr_permissions=0").acl
 
 
 def test_defaults_are_not_written_out() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pyoverlay.images.compression import Decompressed, Readable
 from pyoverlay.images.digests import parse_digest
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.limits import Limits
+from pyoverlay.images.removing import remove_tree
 from pyoverlay.images.store import unpack
 
 
@@ -43,9 +43,9 @@ def apply(
             raise ImageError(f"its digest is {known.diff_id}, not {expected}")
         os.replace(unfinished, target)
     except ImageError as error:
-        shutil.rmtree(unfinished)
+        remove_tree(unfinished)
         raise ImageError(f"{name}: {error}") from error
     except BaseException:
-        shutil.rmtree(unfinished)
+        remove_tree(unfinished)
         raise
     return warnings

@@ -28,6 +28,8 @@ from pyoverlay.images.limits import MAX_DOCUMENT, Limits
 _MAX_MEMBERS: Final = 100_000
 _MAX_NESTING: Final = 4
 _PIECE: Final = 1 << 20
+_DIR_VERSION: Final = "version"
+"""A file that a directory has beside manifest.json when skopeo wrote it as ``dir:``."""
 
 
 class Blob(Protocol):
@@ -207,7 +209,9 @@ def find_images(files: Files, source_name: str) -> list[FoundImage]:
         ImageError: there is none, or one is malformed.
     """
     # Docker writes both; its own list has the names, and nothing of other platforms.
-    if files.size(documents.DOCKER_LIST) is not None:
+    if files.size(_DIR_VERSION) is not None and files.size(documents.DOCKER_LIST) is not None:
+        found = [_from_manifest(files)]
+    elif files.size(documents.DOCKER_LIST) is not None:
         listed = documents.decode(
             _document(files, documents.DOCKER_LIST), list[ListedImage], documents.DOCKER_LIST
         )
@@ -226,24 +230,36 @@ def find_images(files: Files, source_name: str) -> list[FoundImage]:
 
 # OCI layouts
 
+PathOf = Callable[[str], str]
+"""Where a blob lies, by its digest."""
+
+
+def _blob_path(digest: str) -> str:
+    return f"blobs/sha256/{hexadecimal(parse_digest(digest))}"
+
 
 def _from_index(files: Files, index: Index, source_name: str) -> list[FoundImage]:
     found: dict[Digest, FoundImage] = {}
     for descriptor in platforms.choose(index.manifests, by_name=True):
-        manifest = _manifest(files, descriptor, 0)
-        config = _blob_document(files, manifest.config)
-        image_id = parse_digest(manifest.config.digest)
         names = _names(descriptor, source_name)
-        if image_id in found:
-            found[image_id].names.extend(names)
-            continue
-        diff_ids = _diff_ids(config, len(manifest.layers))
-        layers = [
-            FoundLayer(diff_id, layer.size, _blob_opener(files, layer))
-            for diff_id, layer in zip(diff_ids, manifest.layers, strict=True)
-        ]
-        found[image_id] = FoundImage(image_id, config, names, layers)
+        image = _described(files, _manifest(files, descriptor, 0), names)
+        if image.image_id in found:
+            found[image.image_id].names.extend(names)
+        else:
+            found[image.image_id] = image
     return list(found.values())
+
+
+def _described(
+    files: Files, manifest: Manifest, names: list[str], path_of: PathOf = _blob_path
+) -> FoundImage:
+    config = _blob_document(files, manifest.config, path_of)
+    diff_ids = _diff_ids(config, len(manifest.layers))
+    layers = [
+        FoundLayer(diff_id, layer.size, _blob_opener(files, layer, path_of))
+        for diff_id, layer in zip(diff_ids, manifest.layers, strict=True)
+    ]
+    return FoundImage(parse_digest(manifest.config.digest), config, names, layers)
 
 
 def _names(descriptor: Descriptor, source_name: str) -> list[str]:
@@ -274,20 +290,16 @@ def _manifest(files: Files, descriptor: Descriptor, depth: int) -> Manifest:
     return documents.decode(_blob_document(files, descriptor), Manifest, what)
 
 
-def _blob_path(digest: str) -> str:
-    return f"blobs/sha256/{hexadecimal(parse_digest(digest))}"
-
-
-def _blob_document(files: Files, descriptor: Descriptor) -> bytes:
-    data = _document(files, _blob_path(descriptor.digest))
+def _blob_document(files: Files, descriptor: Descriptor, path_of: PathOf = _blob_path) -> bytes:
+    data = _document(files, path_of(descriptor.digest))
     if len(data) != descriptor.size or digest_of(data) != descriptor.digest:
         raise ImageError(f"blob {descriptor.digest} isn't what its digest and size say: it is damaged")
     return data
 
 
-def _blob_opener(files: Files, descriptor: Descriptor) -> Callable[[], Blob]:
+def _blob_opener(files: Files, descriptor: Descriptor, path_of: PathOf) -> Callable[[], Blob]:
     digest = parse_digest(descriptor.digest)
-    path = _blob_path(digest)
+    path = path_of(digest)
 
     def open_blob() -> Blob:
         size = files.size(path)
@@ -298,6 +310,15 @@ def _blob_opener(files: Files, descriptor: Descriptor) -> Callable[[], Blob]:
         return VerifiedBlob(files.open(path), size, digest)
 
     return open_blob
+
+
+# skopeo's directories: a manifest as it came, and blobs named by their digests
+
+
+def _from_manifest(files: Files) -> FoundImage:
+    data = _document(files, documents.DOCKER_LIST)
+    manifest = documents.decode(data, Manifest, documents.DOCKER_LIST)
+    return _described(files, manifest, [], lambda digest: hexadecimal(parse_digest(digest)))
 
 
 # Docker's archives

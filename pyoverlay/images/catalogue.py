@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pyoverlay.images import references
 from pyoverlay.images.digests import Digest, chain_ids, hexadecimal, parse_digest
 from pyoverlay.images.errors import ImageError
+from pyoverlay.images.removing import remove_tree
 from pyoverlay.images.store import ImageRecord, Store
 
 
@@ -143,7 +143,7 @@ def _collect(store: Store, removed: Removed) -> None:
             removed.layers.append(diff_id)
     for path in store.adjusted.iterdir():
         if f"sha256:{path.name}" not in chains:
-            shutil.rmtree(path)
+            remove_tree(path)
     for image_id in removed.images:
         store.remove_config(image_id)
     removed.leftovers = store.remove_leftovers()

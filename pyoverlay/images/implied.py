@@ -15,7 +15,6 @@ reason.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from pyoverlay.images.digests import Digest, chain_ids, hexadecimal
 from pyoverlay.images.errors import ImageError, shown
+from pyoverlay.images.removing import remove_tree
 from pyoverlay.images.stacking import find_directory, lower_directories, opened, visible_xattrs
 from pyoverlay.images.store import Store
 from pyoverlay.images.unpacking import IMPLIED_MODE
@@ -121,7 +121,7 @@ def wanted_attributes(
 def _make(store: Store, layer: Digest, wanted: dict[bytes, Attributes], name: str) -> None:
     unfinished = store.root / "unfinished" / name
     if unfinished.exists():
-        shutil.rmtree(unfinished)
+        remove_tree(unfinished)
     unfinished.mkdir(mode=0o700)
     attributes = dict(wanted)
     for path in wanted:

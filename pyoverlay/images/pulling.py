@@ -54,7 +54,8 @@ def pull(
         tempfile.TemporaryDirectory(dir=store.root / "unfinished", prefix="pull-") as scratch,
     ):
         copied = subprocess.run(
-            [program, "copy", "--quiet", source, f"oci:{scratch}:pulled"],
+            # As "dir:", the manifest and the configuration stay as they are, and so does the image's ID.
+            [program, "copy", "--quiet", source, f"dir:{scratch}"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

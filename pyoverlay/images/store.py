@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +40,7 @@ from pyoverlay.images.documents import ImageConfig
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.limits import Limits
 from pyoverlay.images.record import RecordWriter
+from pyoverlay.images.removing import remove_tree
 from pyoverlay.images.storing import Privileges
 from pyoverlay.images.tar_reader import TarReader
 from pyoverlay.images.unpacking import Unpacker
@@ -220,7 +220,7 @@ class Store:
             ImageError: the tar is damaged, hostile or another than it should be; nothing is left of it.
         """
         unfinished = self._unfinished / hexadecimal(diff_id)
-        _remove(unfinished)
+        remove_tree(unfinished)
         try:
             directory = unfinished / "diff"
             directory.mkdir(parents=True)
@@ -235,10 +235,10 @@ class Store:
             (unfinished / "unsynced").write_bytes(_boot_id())
             self._publish(diff_id, unfinished)
         except ImageError as error:
-            _remove(unfinished)
+            remove_tree(unfinished)
             raise type(error)(f"layer {diff_id}: {error}") from error
         except BaseException:
-            _remove(unfinished)
+            remove_tree(unfinished)
             raise
         return result, warnings
 
@@ -246,15 +246,15 @@ class Store:
         place = self._layers / hexadecimal(diff_id)
         if place.exists():
             # Left by a crash of the machine.
-            _remove(place)
+            remove_tree(place)
         unfinished.rename(place)
 
     def remove_layer(self, diff_id: Digest) -> None:
         """Remove a layer that no image has; `removing` is held."""
         leaving = self._unfinished / hexadecimal(diff_id)
-        _remove(leaving)
+        remove_tree(leaving)
         (self._layers / hexadecimal(diff_id)).rename(leaving)
-        _remove(leaving)
+        remove_tree(leaving)
 
     def remove_leftovers(self) -> int:
         """Remove what killed processes left unfinished; return how many layers that were."""
@@ -262,7 +262,7 @@ class Store:
         for path in self._unfinished.iterdir() if self._unfinished.is_dir() else ():
             descriptor = locks.try_lock(self._locks / path.name)
             if descriptor is not None:
-                _remove(path)
+                remove_tree(path)
                 os.close(descriptor)
                 removed += 1
         return removed
@@ -438,19 +438,6 @@ def _write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def _remove(tree: Path) -> None:
-    """Remove a tree of our own, whatever the modes of its directories; nothing when it isn't there."""
-    if not tree.exists():
-        return
-    if os.geteuid() != 0:
-        for parent, directories, _ in os.walk(tree):
-            for name in directories:
-                path = os.path.join(parent, name)
-                if not os.path.islink(path):
-                    os.chmod(path, 0o700)
-    shutil.rmtree(tree)
 
 
 def _boot_id() -> bytes:

@@ -146,24 +146,39 @@ class Unpacker:
         found = self._open.get(path)
         if found is not None:
             return found
-        try:
-            descriptor = syscalls.open_beneath(self._root, path, _DIRECTORY)
-        except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise ImageError(
-                    f"{shown(path)}: the layer has a file or symlink there, and an entry below it"
-                ) from error
-            if error.errno != errno.ENOENT:
-                raise
-            parent, _, name = path.rpartition(b"/")
-            os.mkdir(name, 0o700, dir_fd=self._directory(parent))
+        missing: list[bytes] = []
+        while True:
+            try:
+                descriptor = syscalls.open_beneath(self._root, path or b".", _DIRECTORY)
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    raise ImageError(
+                        f"{shown(path)}: the layer has a file or symlink there, and an entry below it"
+                    ) from error
+                if error.errno != errno.ENOENT:
+                    raise
+                path, _, name = path.rpartition(b"/")
+                missing.append(name)
+            else:
+                break
+        while missing:
+            name = missing.pop()
+            path = path + b"/" + name if path else name
+            try:
+                os.mkdir(name, 0o700, dir_fd=descriptor)
+                inner = syscalls.open_beneath(descriptor, name, _DIRECTORY)
+            finally:
+                os.close(descriptor)
             self._directories[path] = None
-            descriptor = syscalls.open_beneath(self._root, path, _DIRECTORY)
+            descriptor = inner
+        self._keep_open(path, descriptor)
+        return descriptor
+
+    def _keep_open(self, path: bytes, descriptor: int) -> None:
         if len(self._open) >= _OPEN_DIRECTORIES:
             oldest = next(key for key in self._open if key)
             os.close(self._open.pop(oldest))
         self._open[path] = descriptor
-        return descriptor
 
     # Objects
 
@@ -296,6 +311,8 @@ class Unpacker:
                 directory = self._directory(parent.rstrip(b"/"))
                 if name != b".":
                     os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
+                    # Nobody sees its time; but the same tar gives the same directory.
+                    os.utime(name, ns=(0, 0), dir_fd=directory, follow_symlinks=False)
             except OSError as error:
                 raise ImageError(f"{shown(path)}: {error.strerror}") from error
         self._opaque = marks_of_layer.opaque

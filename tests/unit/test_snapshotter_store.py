@@ -82,6 +82,28 @@ def test_several_layers_are_stacked(snapshotter: Snapshotter, root: Path) -> Non
     assert view == snapshotter.mount("v") == Mount(f"fuse3.{PROGRAM}", "overlay", (lowers,))
 
 
+@pytest.mark.parametrize(
+    ("key", "unpacked"),
+    [
+        ("default/7/extract-123-aB_c sha256:0123abc", True),
+        ("extract-1 sha256:0123abc", True),
+        ("default/7/extract-1", False),
+        ("default/7/my extract-1 sha256:0123abc", False),
+        ("default/extract-1 sha256:0123abc/7", False),
+    ],
+)
+def test_a_layer_is_unpacked_straight_into_the_upper(
+    snapshotter: Snapshotter, key: str, unpacked: bool
+) -> None:
+    assert prepare(snapshotter, "extract-1 sha256:a").kind == "bind"
+    commit(snapshotter, "one")
+    mount = prepare(snapshotter, key, "one")
+    assert (mount.kind, mount.source) == ("overlay" if unpacked else f"fuse3.{PROGRAM}", "overlay")
+    assert [option.partition("=")[0] for option in mount.options] == ["workdir", "upperdir", "lowerdir"]
+    assert snapshotter.mount(key) == mount
+    assert snapshotter.create(Kind.VIEW, "v", "one", {}).kind == "bind"
+
+
 def test_an_empty_view_is_empty(snapshotter: Snapshotter, root: Path) -> None:
     view = snapshotter.create(Kind.VIEW, "v", "", {})
     assert view == Mount("bind", f"{root}/snapshots/1/fs", ("ro", "rbind"))

@@ -20,6 +20,7 @@ from pyoverlay.containers.snapshotter.snapshot import (
     SnapshotArgumentError,
 )
 from pyoverlay.options import OptionError, join_lowerdir, parse_options
+from pyoverlay.privileges import is_administrator
 
 _NUMBERS: Final = re.compile("[0-9:]+")
 _SHIFTS: Final = {UID_MAPPING: "uidmapping", GID_MAPPING: "gidmapping"}
@@ -45,8 +46,9 @@ class Mounts:
         """
         self._directories = directories
         self._type = f"fuse3.{program}"
+        self._is_administrator = is_administrator()
 
-    def of(self, snapshot: Snapshot, *, read_only: bool = False) -> Mount:
+    def of(self, snapshot: Snapshot, *, read_only: bool = False, unpacked: bool = False) -> Mount:
         """Describe the mount of an active snapshot or a view.
 
         A tree of one layer needs no overlay and is bound, if its ids aren't shifted.
@@ -54,6 +56,9 @@ class Mounts:
         Args:
             snapshot: what to show.
             read_only: whether an active snapshot must not be written to.
+            unpacked: whether containerd unpacks a layer of an image into it.  For the type ``overlay`` it
+                mounts nothing then, but writes into the upper, with the kernel's marks, which are ours:
+                several times faster (diff/apply/apply_linux.go).  In a user namespace it does mount it.
         """
         writable = snapshot.kind is Kind.ACTIVE
         if not snapshot.parents:
@@ -67,6 +72,8 @@ class Mounts:
             options.append(f"upperdir={self._directories.layer(snapshot.number)}")
         lowers = (str(self._directories.layer(number)) for number in snapshot.parents)
         options.append(f"lowerdir={join_lowerdir(lowers)}")
+        if unpacked and writable and not shifts and self._is_administrator:
+            return Mount("overlay", "overlay", tuple(options))
         options += shifts
         if read_only:
             options.append("ro")

@@ -6,6 +6,7 @@ The words are containerd's (snapshots/snapshotter.go); nothing here knows SQLite
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ GID_MAPPING: Final = "containerd.io/snapshot/gidmapping"
 """Labels that ask for shifted ids, as ``CONTAINER:HOST:COUNT``."""
 
 _LONGEST_LABEL: Final = 4096
+_UNPACKED: Final = re.compile("extract-[^ ]+ [a-z0-9]+:[0-9a-f]+")
 
 
 class SnapshotError(OverlayError):
@@ -82,6 +84,15 @@ class Snapshot:
     kind: Kind
     parents: tuple[int, ...]
     labels: Mapping[str, str]
+
+
+def is_unpacked(key: str) -> bool:
+    """Tell whether containerd made a snapshot to unpack a layer of an image into it, and no container's.
+
+    The form is ``extract-UNIQUE CHAINID`` (snapshots/snapshotter.go: UnpackKeyFormat) after containerd's own
+    ``NAMESPACE/NUMBER/``.  No container's name has a space in it.
+    """
+    return _UNPACKED.fullmatch(key.rpartition("/")[2]) is not None
 
 
 def check_name(name: str, what: str) -> None:

@@ -23,6 +23,7 @@ from pyoverlay.containers.snapshotter.snapshot import (
     check_labels,
     check_name,
     field,
+    is_unpacked,
 )
 from pyoverlay.containers.snapshotter.store import Store
 from pyoverlay.fuse import occupation
@@ -64,7 +65,8 @@ class Snapshotter:
         check_name(key, "key")
         check_labels(labels)
         check_shifts(labels)
-        return self._mounts.of(self._store.create(kind, key, parent, labels, self._make_directories))
+        snapshot = self._store.create(kind, key, parent, labels, self._make_directories)
+        return self._mounts.of(snapshot, unpacked=is_unpacked(key))
 
     def _make_directories(self, snapshot: Snapshot) -> None:
         parent = snapshot.parents[0] if snapshot.parents else None
@@ -81,7 +83,7 @@ class Snapshotter:
         has changed in a running container, are read-only.
         """
         snapshot = self._store.mountable(key)
-        return self._mounts.of(snapshot, read_only=self._is_written_to(snapshot))
+        return self._mounts.of(snapshot, read_only=self._is_written_to(snapshot), unpacked=is_unpacked(key))
 
     def _is_written_to(self, snapshot: Snapshot) -> bool:
         if snapshot.kind is not Kind.ACTIVE or not snapshot.parents:

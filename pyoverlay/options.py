@@ -323,9 +323,9 @@ _NUMBER: Final = re.compile("[0-9]{1,10}")
 
 
 def _id_ranges(name: str, value: str | None) -> tuple[IdRange, ...]:
-    """Read fuse-overlayfs's ``DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...]``."""
+    """Read fuse-overlayfs's ``DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...]``; podman puts one more colon first."""
     shown = name if value is None else f"{name}={value}"
-    words = (value or "").split(":")
+    words = (value or "").removeprefix(":").split(":")
     if len(words) % 3 or not all(_NUMBER.fullmatch(word) for word in words):
         raise OptionError(
             f"option '{shown}': {name} is DISK:SHOWN:COUNT, the first id on disk, the first id shown and how "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,17 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import redis_image
+from tests.containers import another_user, busybox_image, redis_image
 from tests.containers.docker_daemon import Docker
 from tests.containers.mount_program import write_mount_program
 from tests.containers.podman_store import Podman
 from tests.containers.prepared_namespace import PreparedNamespace
+from tests.harness import reachable
 
 
 @pytest.fixture(scope="session")
-def prepared_namespace() -> Iterator[PreparedNamespace]:
-    """A mount namespace in which crun and runc start containers; its mounts go with it."""
-    with PreparedNamespace() as namespace:
+def prepared_namespace(engines_base: Path) -> Iterator[PreparedNamespace]:
+    """A mount namespace in which crun and runc start containers, another user's as well."""
+    room = engines_base / "room"
+    room.mkdir()
+    with PreparedNamespace(
+        *reachable.shell_commands(room), *another_user.shell_commands(engines_base)
+    ) as namespace:
         yield namespace
 
 
@@ -65,6 +71,37 @@ def docker(engines_base: Path) -> Iterator[Docker]:
     base.mkdir()
     with Docker(base) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def rootless(
+    engines_base: Path, prepared_namespace: PreparedNamespace, mount_program: Path
+) -> Iterator[Podman]:
+    """Podman over pyoverlay, as an ordinary user."""
+    base = engines_base / "user"
+    base.mkdir()
+    variables = another_user.variables(base)
+    for directory in (base, *base.iterdir()):
+        os.chown(directory, another_user.UID, another_user.UID)
+    with Podman(
+        base, prepared_namespace, mount_program, before=another_user.BEFORE, variables=variables
+    ) as running:
+        yield running
+        # The process that keeps the user's namespaces, which podman leaves behind.
+        running("system", "migrate")
+
+
+@pytest.fixture(scope="session")
+def busybox_context(engines_base: Path) -> Path:
+    """A directory from which any engine builds the image of `busybox_image`, with a Dockerfile."""
+    return busybox_image.write_context(engines_base / "busybox")
+
+
+@pytest.fixture(scope="session")
+def small(podman: Podman, busybox_context: Path) -> str:
+    """The image of `busybox_image`, built by podman over pyoverlay."""
+    podman.build(busybox_context, "small")
+    return "small"
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ _STORAGE: Final = """\
 [storage]
 driver = "overlay"
 graphroot = "{base}/graph"
+rootless_storage_path = "{base}/graph"
 runroot = "{base}/run"
 [storage.options.overlay]
 {overlay}
@@ -70,7 +71,7 @@ class Podman:
         lines += [f'mountopt = "{mount_options}"'] if mount_options else []
         (base / "storage.conf").write_text(_STORAGE.format(base=base, overlay="\n".join(lines)))
         (base / "containers.conf").write_text(_ENGINE.format(base=base))
-        self._program = mount_program
+        self.program = mount_program
         self._before = list(before)
         self._variables = {
             "PATH": SYSTEM_PATH,
@@ -111,14 +112,13 @@ class Podman:
         """Run a program as `run` does, and return whatever became of it."""
         program = shutil.which(str(words[0]), path=SYSTEM_PATH)
         assert program is not None, f"{words[0]} isn't installed"
-        return self.namespace.run([*self._before, program, *words[1:]], self._variables, self.base)
+        return self.namespace.run([*self._before, program, *words[1:]], self._variables)
 
     def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
         """Start `podman WORDS`, with pipes at its standard input, output and error."""
         return subprocess.Popen(
             [*self.namespace.entering, *self._before, "/usr/bin/podman", *words],
             env={**os.environ, **self._variables},
-            cwd=self.base,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -126,7 +126,7 @@ class Podman:
 
     def build(self, context: Path, tag: str, *options: str) -> None:
         """Build the image `tag` from a directory with a Containerfile."""
-        self("build", "--quiet", f"--tag={tag}", *options, context)
+        self("build", "--quiet", "--network=none", f"--tag={tag}", *options, context)
 
     def inspect(self, name: str) -> dict[str, Any]:
         """What `podman inspect` tells about one image or container."""
@@ -160,6 +160,20 @@ class Podman:
         layers = f"{self.base}/graph/overlay/"
         return [point for point, _ in self.namespace.mounts() if point.startswith(layers)]
 
+    def mount_types(self) -> set[str]:
+        """The types of the file systems that are mounted there."""
+        layers = f"{self.base}/graph/overlay/"
+        return {kind for point, kind in self.namespace.mounts() if point.startswith(layers)}
+
     def mount_daemons(self) -> list[int]:
         """The processes of the mount program that serve, or are about to serve, a mount of this store's."""
-        return processes_naming(f"{self._program}")
+        return [
+            pid for pid in processes_naming(f"{self.base}/") if os.fsencode(self.program or "") in _words(pid)
+        ]
+
+
+def _words(pid: int) -> list[bytes]:
+    """A process's command line; others than the mount program name it within a word."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return []

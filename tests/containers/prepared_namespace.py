@@ -50,13 +50,12 @@ class PreparedNamespace:
         return ["nsenter", f"--target={self._process.pid}", "--mount", "--"]
 
     def run(
-        self, words: Sequence[str | Path], variables: Mapping[str, str] | None = None, cwd: Path | None = None
+        self, words: Sequence[str | Path], variables: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a command in it to its end; `variables` come on top of this process's environment."""
+        """Run a command in it to its end, in `/`; `variables` come on top of this process's environment."""
         return subprocess.run(
             [*self.entering, *words],
             env={**os.environ, **(variables or {})},
-            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=LIMIT_SECONDS,

@@ -406,6 +406,7 @@ def test_options_are_read_as_they_were_written(options: MountOptions) -> None:
 def test_engines_id_maps_are_read() -> None:
     options = parse("lowerdir=a,uidmapping=0:1:1000:1000:0:1:1001:1001:64536,gidmapping=0:7:1")
     assert options.uidmapping == ((0, 1, 1000), (1000, 0, 1), (1001, 1001, 64536))
+    assert parse("lowerdir=a,uidmapping=:0:7:1").uidmapping == ((0, 7, 1),), "podman's way of writing it"
     assert options.gidmapping == ((0, 7, 1),)
 
 

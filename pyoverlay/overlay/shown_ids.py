@@ -19,6 +19,9 @@ from pyoverlay.overlay.access_control import ENTRY, HEADER, Tag
 OVERFLOW_ID: Final = 65534
 """What the kernel shows for an id that has no place in a map (/proc/sys/kernel/overflowuid's default)."""
 
+_NOBODY: Final = 2**32 - 2
+"""The last valid id, whom no user of a system is given."""
+
 _CAPABILITY: Final = struct.Struct("<I16s")
 """struct vfs_cap_data (include/uapi/linux/capability.h): magic with revision and flags, the two sets."""
 _CAPABILITY_OF_NAMESPACE: Final = struct.Struct("<I16sI")
@@ -105,8 +108,21 @@ class ShownIds:
     # Access control lists: system.posix_acl_*
 
     def shown_acl(self, value: bytes) -> bytes:
-        """Return an ACL on disk as it is shown."""
-        return _map_acl(value, self.users.shown, self.groups.shown)
+        """Return an ACL on disk as it is shown.
+
+        An entry for who isn't shown must grant nothing, also to those who run as the overflow id. The kernel
+        shows -1 for it, which FUSE would refuse together with the whole ACL.
+        """
+
+        def user(on_disk: int) -> int:
+            shown = self.users.shown_or_none(on_disk)
+            return _NOBODY if shown is None else shown
+
+        def group(on_disk: int) -> int:
+            shown = self.groups.shown_or_none(on_disk)
+            return _NOBODY if shown is None else shown
+
+        return _map_acl(value, user, group)
 
     def stored_acl(self, value: bytes) -> bytes:
         """Return a caller's ACL as it is stored; raises OSError EINVAL for a name outside of the map."""

@@ -198,6 +198,19 @@ def test_acls_for_ids_outside_of_the_map(stack: Stack, mount_mapped: MountMapped
     assert attribute(stack.upper / "it", ACCESS_ACL) is None
 
 
+@pytest.mark.parametrize("user", [UNMAPPED, COUNT + USER])
+def test_acls_that_name_nobody_who_is_shown_grant_nothing(
+    stack: Stack, mount_mapped: MountMapped, user: int
+) -> None:
+    """Whoever runs as the overflow id isn't everybody who has no id."""
+    acl = posix_acl(6, 0, 0, users={COUNT + USER: 6}, groups={COUNT + GROUP: 6})
+    os.setxattr(make_file(stack.lower / "it", "secret", 0o600), ACCESS_ACL, acl)
+    merged = mount_mapped().path
+    with fails_with(errno.EACCES):
+        run_as(user, (merged / "it").read_text)
+    assert run_as(SHIFT, (merged / "it").read_text) == "secret"
+
+
 def test_default_acls_are_handed_on(stack: Stack, mount_mapped: MountMapped) -> None:
     make_directory(stack.lower / "d")
     merged = mount_mapped().path

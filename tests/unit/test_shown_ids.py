@@ -74,6 +74,14 @@ def test_acls_name_who_is_mapped() -> None:
         ids.stored_acl(on_disk)
 
 
+def test_acls_show_an_id_that_nobody_has_for_who_isnt_mapped() -> None:
+    on_disk = posix_acl(7, 5, 0, users={70_000: 6}, groups={70_000: 6})
+    nobody = 2**32 - 2
+    assert ShownIds(SHIFTED, SHIFTED).shown_acl(on_disk) == posix_acl(
+        7, 5, 0, users={nobody: 6}, groups={nobody: 6}
+    )
+
+
 @pytest.mark.parametrize("malformed", [b"", b"\2\0\0\0x", b"\2\0\0"])
 def test_malformed_acls_are_left_to_the_file_system(malformed: bytes) -> None:
     assert ShownIds(SHIFTED, NONE).stored_acl(malformed) == malformed

@@ -110,6 +110,12 @@ class Draw:
             ]
         )
 
+    def ids(self) -> tuple[int, int]:
+        """User and group for a chown(2), not both -1 where that may be taken for a write: see the table."""
+        user, group = self.pick(IDS), self.pick(IDS)
+        unclear = self.world.set_ids and self.world.slots
+        return (0 if unclear and user == group == -1 else user), group
+
     def mode(self) -> int:
         """The mode of what is no directory."""
         return allowed_mode(self.pick(MODES), set_ids=self.world.set_ids)
@@ -298,7 +304,7 @@ def _chmod(draw: Draw) -> Operation:
 
 @in_family("attributes", 3)
 def _chown(draw: Draw) -> Operation:
-    return operations.chown(draw.existing(), draw.pick(IDS), draw.pick(IDS))
+    return operations.chown(draw.existing(), *draw.ids())
 
 
 @in_family("attributes", 2)

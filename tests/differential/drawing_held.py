@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 
 from tests.differential import descriptors as held
-from tests.differential.drawing import ATTRIBUTES, IDS, OFFSETS, SIZES, Draw, in_family
+from tests.differential.drawing import ATTRIBUTES, OFFSETS, SIZES, Draw, in_family
 from tests.differential.drawn_layers import DIRECTORY_MODES, NAMES
 from tests.differential.operation import ROOT, Caller, Operation
 
@@ -173,7 +173,7 @@ def _chmod_of(draw: Draw) -> Operation:
 @in_family("held attributes")
 def _chown_of(draw: Draw) -> Operation:
     caller, slot = _slot(draw)
-    return replace(held.chown_of(slot, draw.pick(IDS), draw.pick(IDS)), caller=caller)
+    return replace(held.chown_of(slot, *draw.ids()), caller=caller)
 
 
 @in_family("held attributes")

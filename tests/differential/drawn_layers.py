@@ -199,7 +199,10 @@ def _make(directory: Path, item: Item, prefix: str) -> None:
     item = replace(item, path=os.path.join(root, item.path))
     if item.kind == "link":
         item = replace(item, target=os.path.join(root, item.target))
-    _MAKERS[item.kind](item)
+    if item.kind == "whiteout":
+        _whiteout(item, prefix)
+    else:
+        _MAKERS[item.kind](item)
     if item.kind in ("whiteout", "link"):
         return
     os.chown(item.path, *item.owner, follow_symlinks=False)
@@ -225,6 +228,16 @@ def _sparse(item: Item) -> None:
         file.truncate(3 << 20)
 
 
+def _whiteout(item: Item, prefix: str) -> None:
+    try:
+        os.mknod(item.path, stat.S_IFCHR)
+    except PermissionError:
+        # On an overlay, where a whiteout is told by an attribute, below a directory that says so.
+        os.mknod(item.path, stat.S_IFREG)
+        os.setxattr(item.path, prefix + "whiteout", b"y")
+        os.setxattr(os.path.dirname(item.path), prefix + "opaque", b"x")
+
+
 def _node(kind: int, device: int = 0) -> Callable[[Item], None]:
     return lambda item: os.mknod(item.path, kind | 0o600, device)
 
@@ -236,7 +249,6 @@ _MAKERS: dict[str, Callable[[Item], None]] = {
     "sparse": _sparse,
     "link": lambda item: os.link(item.target, item.path, follow_symlinks=False),
     "symlink": lambda item: os.symlink(item.target, item.path),
-    "whiteout": _node(stat.S_IFCHR),
     "fifo": _node(stat.S_IFIFO),
     "socket": _node(stat.S_IFSOCK),
     "character": _node(stat.S_IFCHR, ZERO),

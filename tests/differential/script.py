@@ -116,7 +116,7 @@ def live_pair(layers: Layers, room: Room) -> Iterator[Pair]:
             *variant.options,
             prefix=variant.prefix,
             ours=variant.ours,
-            in_namespace=variant.userxattr,
+            circumstances=variant.circumstances,
         )
         with pair:
             yield pair

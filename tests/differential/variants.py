@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.differential.allowed import BTRFS, SEVERAL_FILE_SYSTEMS, WITHOUT_HANDLES
 from tests.harness import Kind
 from tests.harness.disk import file_system
 from tests.harness.processes import in_user_namespace
@@ -42,6 +43,16 @@ class Variant:
         return ("userxattr",) if self.userxattr else ()
 
     @property
+    def circumstances(self) -> frozenset[str]:
+        """What the table of allowed differences has lines for."""
+        told = {
+            WITHOUT_HANDLES: self.userxattr or "overlay" in self.lowers,
+            SEVERAL_FILE_SYSTEMS: len({self.upper, *self.lowers}) > 1,
+            BTRFS: self.upper == "btrfs",
+        }
+        return frozenset(name for name, holds in told.items() if holds)
+
+    @property
     def prefix(self) -> str:
         """The prefix of overlay's own attributes."""
         return "user.overlay." if self.userxattr else "trusted.overlay."
@@ -53,6 +64,10 @@ VARIANTS = {
         Variant("ext4"),
         Variant("slow-path", ours=Kind.SLOW_PATH),
         Variant("userxattr", userxattr=True),
+        Variant("xfs", upper="xfs", lowers=("xfs",)),
+        Variant("btrfs", upper="btrfs", lowers=("btrfs",)),
+        Variant("tmpfs", upper="tmpfs", lowers=("tmpfs",)),
+        Variant("mixed", lowers=("overlay", "xfs", "btrfs", "tmpfs", "ext4")),
     )
 }
 

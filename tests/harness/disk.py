@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.harness import libc
+from tests.harness.mounting import Kind, Mount
+from tests.harness.stack import make_stack
 
 _MEMORY = Path("/dev/shm")
 _SIZE = 1 << 30
@@ -19,8 +21,13 @@ _MAKE = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"], "bt
 def file_system(kind: str) -> Iterator[Path]:
     """A fresh, mounted file system of 1 GiB at most; removed afterwards.
 
-    kind: ext4, xfs, btrfs or tmpfs. Raises CalledProcessError when it can't be made or mounted.
+    kind: ext4, xfs, btrfs, tmpfs, or overlay (the kernel's, over ext4). Raises CalledProcessError when it
+    can't be made or mounted.
     """
+    if kind == "overlay":
+        with file_system("ext4") as below, Mount(Kind.KERNEL, make_stack(below / "stack")) as mount:
+            yield mount.path
+        return
     directory = Path(tempfile.mkdtemp(prefix="disk-", dir=_MEMORY if _MEMORY.is_dir() else None))
     place, image = directory / "d", directory / "image"
     place.mkdir()

@@ -177,3 +177,26 @@ def test_files_of_one_number_in_two_subvolumes(
         for name, content in contents.items():
             assert (live.path / name).read_text() == content
         live.remount()
+
+
+@pytest.mark.parametrize("upper", UPPERS)
+@pytest.mark.parametrize("call", ["truncate", "ftruncate"])
+def test_truncating_to_the_same_size_moves_the_time_as_the_upper_says(
+    places: dict[str, Path], base: Path, mount_overlay: MountFactory, upper: str, call: str
+) -> None:
+    """XFS and btrfs leave the time alone in truncate(2), not in ftruncate(2); ext4 and tmpfs never do."""
+    stack = make_stack(places[upper] / "stack")
+    stack.merged = make_directory(base / "merged")
+    beside = make_file(places[upper] / "beside", "content")
+    make_file(stack.lower / "file", "content")
+    merged = mount_overlay(stack=stack).path
+    moved = []
+    for path in (beside, merged / "file"):
+        os.utime(path, ns=(5, 5))
+        if call == "truncate":
+            os.truncate(path, 7)
+        else:
+            with path.open("r+b") as file:
+                file.truncate(7)
+        moved.append(path.stat().st_mtime_ns != 5)
+    assert moved[0] == moved[1]

@@ -78,6 +78,8 @@ class Exchange:
         """How many requests of each opcode came."""
         self.answered_at_once = 0
         """How many of them the fast path answered."""
+        self.refused = 0
+        """How many of them were malformed."""
         self.on_interrupt: Callable[[int], None] = _interrupt_nothing
         """Called with the number of a request whose caller got a signal."""
         self.debugging: Final = log.isEnabledFor(logging.DEBUG)
@@ -109,20 +111,23 @@ class Exchange:
     def receive(self, size: int) -> Request | None:
         """See to the request of ``size`` bytes that was read; return it when it is pyfuse3's."""
         message = self._view[:size]
+        if size < wire.IN_HEADER_SIZE:
+            log.error("a message of %d bytes from the kernel is no request", size)
+            return None
         opcode, unique, nodeid, pid = wire.request_fields(message)
         self.requests[opcode] += 1
         if self.debugging:
             log.debug("%d %s node %d", unique, wire.opcode_name(opcode), nodeid)
+        if not wire.is_well_formed(opcode, message, MAX_TRANSFER):
+            self._refuse(opcode, unique)
+            return None
         if opcode == _INTERRUPT:
             self.on_interrupt(wire.interrupted_unique(message))
             return None
         if opcode == _INIT:
             self._answer_init(unique, message)
             return Request(opcode, pid, unique, message)
-        if opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
-            self._kill_privileges(nodeid)
-        elif opcode == _RELEASE:
-            self._passthrough.released(wire.released_handle(message))
+        self._look_at_flags(opcode, nodeid, message)
         if self._fast_path is not None:
             answer = self._fast_path.answer(opcode, unique, nodeid, message)
             if answer is not None:
@@ -131,6 +136,13 @@ class Exchange:
                     self.write(unique, *answer)
                 return None
         return Request(opcode, pid, unique, message)
+
+    def _refuse(self, opcode: int, unique: int) -> None:
+        """Answer a malformed request, if it is one that wants an answer."""
+        self.refused += 1
+        log.error("%s of the kernel is malformed", wire.opcode_name(opcode))
+        if opcode not in wire.WITHOUT_ANSWER and opcode != _INTERRUPT:
+            self.write(unique, wire.error_reply(unique, errno.EINVAL))
 
     def _answer_init(self, unique: int, message: memoryview) -> None:
         offers = wire.init_request(message)
@@ -156,6 +168,12 @@ class Exchange:
         )
         self.write(unique, reply)
         self._on_ready()
+
+    def _look_at_flags(self, opcode: int, nodeid: int, message: memoryview) -> None:
+        if opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
+            self._kill_privileges(nodeid)
+        elif opcode == _RELEASE:
+            self._passthrough.released(wire.released_handle(message))
 
     def _kill_privileges(self, nodeid: int) -> None:
         try:

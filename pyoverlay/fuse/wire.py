@@ -130,6 +130,65 @@ _WRITE_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 20
 _OPEN_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 4
 _SETATTR_VALID_OFFSET: Final = IN_HEADER_SIZE
 
+# What a request has at least after its header: bytes, and names that end with a NUL.
+_SHAPES: Final[dict[int, tuple[int, int]]] = {
+    int(opcode): (IN_HEADER_SIZE + size, names)
+    for opcode, size, names in (
+        (Opcode.LOOKUP, 0, 1),
+        (Opcode.FORGET, 8, 0),
+        (Opcode.GETATTR, 16, 0),
+        (Opcode.SETATTR, 88, 0),
+        (Opcode.SYMLINK, 0, 2),
+        (Opcode.MKNOD, 16, 1),
+        (Opcode.MKDIR, 8, 1),
+        (Opcode.UNLINK, 0, 1),
+        (Opcode.RMDIR, 0, 1),
+        (Opcode.RENAME, 8, 2),
+        (Opcode.LINK, 8, 1),
+        (Opcode.OPEN, 8, 0),
+        (Opcode.READ, 40, 0),
+        (Opcode.WRITE, 40, 0),
+        (Opcode.RELEASE, 24, 0),
+        (Opcode.FSYNC, 16, 0),
+        (Opcode.SETXATTR, 8, 1),
+        (Opcode.GETXATTR, 8, 1),
+        (Opcode.LISTXATTR, 8, 0),
+        (Opcode.REMOVEXATTR, 0, 1),
+        (Opcode.FLUSH, 24, 0),
+        (Opcode.INIT, 16, 0),
+        (Opcode.OPENDIR, 8, 0),
+        (Opcode.READDIR, 40, 0),
+        (Opcode.RELEASEDIR, 24, 0),
+        (Opcode.FSYNCDIR, 16, 0),
+        (Opcode.GETLK, 48, 0),
+        (Opcode.SETLK, 48, 0),
+        (Opcode.SETLKW, 48, 0),
+        (Opcode.ACCESS, 8, 0),
+        (Opcode.CREATE, 16, 1),
+        (Opcode.INTERRUPT, 8, 0),
+        (Opcode.BMAP, 16, 0),
+        (Opcode.IOCTL, 32, 0),
+        (Opcode.POLL, 24, 0),
+        (Opcode.NOTIFY_REPLY, 40, 0),
+        (Opcode.BATCH_FORGET, 8, 0),
+        (Opcode.FALLOCATE, 32, 0),
+        (Opcode.READDIRPLUS, 40, 0),
+        (Opcode.RENAME2, 16, 2),
+        (Opcode.LSEEK, 24, 0),
+        (Opcode.COPY_FILE_RANGE, 56, 0),
+        (Opcode.SYNCFS, 8, 0),
+        (Opcode.TMPFILE, 16, 1),
+        (Opcode.STATX, 24, 0),
+        (Opcode.COPY_FILE_RANGE_64, 56, 0),
+    )
+}
+_ANY_SHAPE: Final = (IN_HEADER_SIZE, 0)
+_NAMES_OF_TWO_FILES: Final = frozenset({Opcode.RENAME, Opcode.RENAME2})
+_NAMES_OF_ATTRIBUTES: Final = frozenset({Opcode.GETXATTR, Opcode.REMOVEXATTR})
+_NO_FILE_NAMES: Final = frozenset({b"", b".", b".."})
+_SIZED: Final = frozenset({Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS})
+_FORGET_ONE_SIZE: Final = 16
+
 
 class RequestHeader(NamedTuple):
     """struct fuse_in_header, without its padding."""
@@ -186,6 +245,37 @@ def request_fields(message: Buffer) -> tuple[int, int, int, int]:
     if len(message) < IN_HEADER_SIZE:
         raise ValueError(f"a FUSE request of {len(message)} bytes has no whole header")
     return _REQUEST_FIELDS.unpack_from(message)
+
+
+def is_well_formed(opcode: int, message: Buffer, most: int) -> bool:
+    """Tell whether a request has all that its opcode asks for, names that can be names, and sane sizes.
+
+    The kernel sends no others, and whoever answers a request need not look again.  ``most`` bounds what may
+    be asked for at once, in bytes.  An unknown opcode has no shape.
+    """
+    minimum, names = _SHAPES.get(opcode, _ANY_SHAPE)
+    if len(message) < minimum:
+        return False
+    if names:
+        return _has_names(opcode, bytes(message[minimum:]), names)
+    if opcode in _SIZED:
+        return _number(_U32, message, IN_HEADER_SIZE + 16) <= most
+    if opcode == Opcode.WRITE:
+        return _number(_U32, message, IN_HEADER_SIZE + 16) <= len(message) - minimum
+    if opcode == Opcode.BATCH_FORGET:
+        return len(message) - minimum == _number(_U32, message, IN_HEADER_SIZE) * _FORGET_ONE_SIZE
+    return True
+
+
+def _has_names(opcode: int, text: bytes, count: int) -> bool:
+    if opcode == Opcode.SETXATTR:
+        return text.find(b"\0") > 0
+    if not text.endswith(b"\0") or text.count(b"\0") != count:
+        return False
+    if opcode in _NAMES_OF_ATTRIBUTES:
+        return len(text) > 1
+    files = text[:-1].split(b"\0") if opcode in _NAMES_OF_TWO_FILES else [text[: text.index(b"\0")]]
+    return opcode == Opcode.TMPFILE or not any(name in _NO_FILE_NAMES or b"/" in name for name in files)
 
 
 def reply_header(message: Buffer) -> ReplyHeader:

@@ -25,6 +25,7 @@ from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.node import ROOT_NODEID
 from tests.harness import Stack as LayerDirectories
 from tests.harness.content import make_file
+from tests.unit.captured import CAPTURED
 from tests.unit.vfs import Vfs, open_descriptors
 
 SECONDS = 30
@@ -161,7 +162,7 @@ async def test_messages_pass_as_they_are(ends: Ends) -> None:
 
 async def test_many_requests_keep_their_order(ends: Ends) -> None:
     for unique in range(100):
-        ends.kernel.send(request(Opcode.GETATTR, unique=unique + 2))
+        ends.kernel.send(request(Opcode.GETATTR, bytes(16), unique=unique + 2))
     got = [wire.request_header(await receive(ends.pyfuse3)).unique for _request in range(100)]
     assert got == list(range(2, 102))
     assert ends.exchange.requests == Counter({Opcode.GETATTR: 100})
@@ -199,7 +200,8 @@ async def test_an_entry_shows_the_files_own_number(
     make_file(stack.lower / "file")
     node = overlay.node(b"file")
     assert node.inode != node.nodeid
-    await ends.to_pyfuse3(request(opcode, bytes(24) + b"file\0"))
+    captured = CAPTURED[Opcode(opcode).name][40:]
+    await ends.to_pyfuse3(request(opcode, captured))
     opened = struct.pack("=QIi", 1, 2, 0) if opcode == Opcode.CREATE else b""
     got = await ends.to_kernel(reply(entry(node.nodeid, node.nodeid) + opened))
     assert got == reply(entry(node.nodeid, (stack.lower / "file").stat().st_ino) + opened)
@@ -312,7 +314,7 @@ async def test_a_request_that_does_not_fit_is_answered_with_eio(ends: Ends) -> N
     assert await nothing_arrives(ends.pyfuse3)
     with trio.fail_after(SECONDS):
         await ends.forwarder.finish()
-    after = request(Opcode.GETATTR, unique=44)
+    after = request(Opcode.GETATTR, bytes(16), unique=44)
     assert await ends.to_pyfuse3(after) == after
 
 
@@ -358,7 +360,7 @@ async def test_requests_wait_for_room_and_none_is_lost(
     ends = make_ends()
     nursery.start_soon(ends.forwarder.forward_requests)
     for unique in range(2, 12, 2):
-        ends.kernel.send(request(Opcode.WRITE, bytes([unique]) * MAX_TRANSFER, unique=unique))
+        ends.kernel.send(request(Opcode.WRITE, bytes(40) + bytes([unique]) * MAX_TRANSFER, unique=unique))
     await trio.testing.wait_all_tasks_blocked()
     for unique in range(2, 12, 2):
         assert wire.request_header(await receive(ends.pyfuse3)).unique == unique
@@ -385,7 +387,7 @@ async def test_nobody_waits_for_the_reply_any_more(
     ends: Ends, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     """The caller was killed, or the mount has gone."""
-    await ends.to_pyfuse3(request(Opcode.GETATTR))
+    await ends.to_pyfuse3(request(Opcode.GETATTR, bytes(16)))
     device = DeviceRefusing(monkeypatch, number)
     ends.pyfuse3.send(reply(b"attributes"))
     with trio.fail_after(SECONDS):
@@ -397,7 +399,7 @@ async def test_nobody_waits_for_the_reply_any_more(
 async def test_a_reply_that_the_kernel_refuses_becomes_eio(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await ends.to_pyfuse3(request(Opcode.GETATTR))
+    await ends.to_pyfuse3(request(Opcode.GETATTR, bytes(16)))
     device = DeviceRefusing(monkeypatch, errno.EINVAL, longer_than=wire.OUT_HEADER_SIZE)
     assert await ends.to_kernel(reply(b"malformed")) == reply(error=-errno.EIO)
     assert len(device.written) == 2
@@ -429,7 +431,7 @@ async def test_an_interrupted_read_is_done_again(
         return readv(descriptor, buffers)
 
     monkeypatch.setattr(os, "readv", fail_first)
-    message = request(Opcode.GETATTR)
+    message = request(Opcode.GETATTR, bytes(16))
     assert await ends.to_pyfuse3(message) == message
     assert failures == []
 
@@ -459,8 +461,8 @@ async def test_what_was_read_is_answered_before_the_end(
 
     nursery.start_soon(serve_to_the_end)
     nursery.start_soon(ends.forwarder.forward_replies)
-    await ends.to_pyfuse3(request(Opcode.GETATTR, unique=2))
-    await ends.to_pyfuse3(request(Opcode.GETATTR, unique=4))
+    await ends.to_pyfuse3(request(Opcode.GETATTR, bytes(16), unique=2))
+    await ends.to_pyfuse3(request(Opcode.GETATTR, bytes(16), unique=4))
     ends.forwarder.stop_reading()
     await trio.testing.wait_all_tasks_blocked()
     assert ended == ["reading"]

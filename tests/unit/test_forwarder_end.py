@@ -75,8 +75,9 @@ async def test_what_is_given_up_is_logged(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(forwarder.forward_requests)
             for unique, pid in ((2, 123), (4, 45)):
-                length = wire.IN_HEADER_SIZE
-                kernel.send(struct.pack("=IIQQIIIHH", length, Opcode.FSYNC, unique, 1, 0, 0, pid, 0, 0))
+                length = wire.IN_HEADER_SIZE + 16
+                header = struct.pack("=IIQQIIIHH", length, Opcode.FSYNC, unique, 1, 0, 0, pid, 0, 0)
+                kernel.send(header + bytes(16))
             await trio.testing.wait_all_tasks_blocked()
             forwarder.stop_reading()
             with caplog.at_level(logging.WARNING):

@@ -38,9 +38,9 @@ def write_program(directory: Path) -> Path:
 class Process:
     """A snapshotter's process, which may be killed and started again."""
 
-    def __init__(self, base: Path) -> None:
-        """Keep root, socket and log below `base`."""
-        self.root = base / "snapshotter"
+    def __init__(self, base: Path, root: Path | None = None) -> None:
+        """Keep root (unless another one is given), socket and log below `base`."""
+        self.root = root or base / "snapshotter"
         self.address = base / "snapshotter.sock"
         self.log = base / "snapshotter.log"
         self.program = write_program(base)

@@ -26,13 +26,14 @@ _CONFIGURATION = """
 version = 2
 root = "{base}/root"
 state = "{base}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+{more}
 [grpc]
-  address = "{base}/containerd.sock"
+  address = "{containerd}"
 [proxy_plugins.pyoverlay]
   type = "snapshot"
-  address = "{address}"
+  address = "{snapshotter}"
 """
+WITHOUT_CRI = 'disabled_plugins = ["io.containerd.grpc.v1.cri"]'
 
 _NOT_THERE = re.compile("unavailable|connection refused|connection error|transport|EOF", re.IGNORECASE)
 _numbers = itertools.count()
@@ -48,10 +49,15 @@ class Containerd:
     All processes that it starts have its base directory in their command lines.
     """
 
-    def __init__(self, base: Path) -> None:
-        """Everything that it writes goes below `base`; the path must be short, as there are sockets in it."""
+    def __init__(self, base: Path, configuration: str = WITHOUT_CRI, root: Path | None = None) -> None:
+        """Everything that it writes goes below `base`; the path must be short, as there are sockets in it.
+
+        configuration: more of containerd's; root: the snapshotter's, else one of its own.
+        """
         self.base = base
-        self.snapshotter = Process(base)
+        self.address = base / "containerd.sock"
+        self.snapshotter = Process(base, root)
+        self._configuration = configuration
         self._log = base / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -60,7 +66,14 @@ class Containerd:
         try:
             self.snapshotter.start()
             configuration = self.base / "config.toml"
-            configuration.write_text(_CONFIGURATION.format(base=self.base, address=self.snapshotter.address))
+            configuration.write_text(
+                _CONFIGURATION.format(
+                    base=self.base,
+                    more=self._configuration,
+                    containerd=self.address,
+                    snapshotter=self.snapshotter.address,
+                )
+            )
             with self._log.open("wb") as log:
                 self._process = process = subprocess.Popen(
                     ["containerd", f"--config={configuration}"],
@@ -119,7 +132,7 @@ class Containerd:
         client = shutil.which("ctr", path=SYSTEM_PATH)
         assert client is not None, "ctr isn't installed (package containerd)"
         return subprocess.run(
-            [client, f"--address={self.base}/containerd.sock", *words],
+            [client, f"--address={self.address}", *words],
             env={**os.environ, "PATH": SYSTEM_PATH, "CONTAINERD_SNAPSHOTTER": "pyoverlay"},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -35,7 +35,9 @@ def base_layer() -> dict[str, File]:
     return layer | {f"bin/{name}": File(target="busybox", mode=0o777) for name in APPLETS}
 
 
-def write_image(archive: Path, name: str, layers: Sequence[Layer]) -> None:
+def write_image(
+    archive: Path, name: str, layers: Sequence[Layer], command: Sequence[str] = ("/bin/sh",)
+) -> None:
     """Write an OCI archive with one image, whose layers are given bottommost first."""
     blobs: dict[str, bytes] = {}
 
@@ -52,7 +54,7 @@ def write_image(archive: Path, name: str, layers: Sequence[Layer]) -> None:
     configuration = {
         "architecture": _MACHINES[platform.machine()],
         "os": "linux",
-        "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
+        "config": {"Cmd": list(command), "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in described]},
     }
     manifest = {

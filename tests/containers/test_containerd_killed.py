@@ -23,7 +23,7 @@ from tests.containers.containerd_daemon import Containerd
 from tests.containers.containerd_image import File, Layer, base_layer, write_image
 from tests.mount.command import mounts_below, wait_for
 
-KILLS = 8
+KILLS = 6
 KILLS_OF_LONG_FORM = 50
 IMAGES = 3
 

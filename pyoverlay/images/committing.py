@@ -120,7 +120,11 @@ def _config(store: Store, wanted: Commit, layers: Sequence[Digest]) -> bytes:
     ):
         if text:
             entry[key] = text
-    config["history"] = [*(config.get("history") or []), entry]
+    history = config.get("history") or []
+    # Steps without a word stand for the layers that the base tells nothing about, or ours would.
+    told = sum(not step.get("empty_layer") for step in history)
+    history += [{} for _ in range(len(layers) - 1 - told)]
+    config["history"] = [*history, entry]
     # What docker noted about the build of the base isn't true of this one.
     for stale in ("container", "container_config", "id", "parent"):
         config.pop(stale, None)

@@ -93,28 +93,29 @@ class _Packer:
 
     def _inside(self, path: bytes, directory: LayerObject) -> list[tuple[bytes, LayerObject]]:
         """Write a directory's marks, and return what else is in it, sorted."""
-        names = {name for name, _ in directory.list_entries()}
         prefix = path + b"/" if path else b""
         opaque = changes.is_opaque(directory)
-        if opaque:
-            self._whiteout(prefix + marks.AUFS_OPAQUE)
+        hidden: set[bytes] = set()
         inside = []
-        for name in sorted(names):
-            if marks.is_aufs_mark(name):
-                hidden = marks.aufs_hidden_name(name)
-                # AUFS's own files say nothing to others, and a mark beside what it hides nothing new.
-                if hidden is not None and not opaque and self._wanted(prefix + hidden):
-                    self._whiteout(prefix + name)
-                continue
+        for name in sorted(name for name, _ in directory.list_entries()):
             child = directory.child(name)
-            if not self._wanted(prefix + name):
+            if marks.is_aufs_mark(name):
+                # AUFS's own files say nothing to others.
+                meant = marks.aufs_hidden_name(name)
+            elif changes.is_whiteout(child, child.status()):
+                meant = name
+            else:
+                if self._wanted(prefix + name):
+                    inside.append((prefix + name, child))
                 continue
-            if changes.is_whiteout(child, child.status()):
-                # In an opaque directory there is nothing beneath to hide.
-                if not opaque:
-                    self._whiteout(prefix + marks.aufs_whiteout(name))
-                continue
-            inside.append((prefix + name, child))
+            if meant is not None and self._wanted(prefix + meant):
+                hidden.add(meant)
+        if opaque:
+            # Nothing is left beneath it to be hidden.
+            self._whiteout(prefix + marks.AUFS_OPAQUE)
+        else:
+            for name in sorted(hidden):
+                self._whiteout(prefix + marks.aufs_whiteout(name))
         return inside
 
     # Entries

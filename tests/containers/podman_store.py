@@ -58,17 +58,20 @@ class Podman:
         before: Sequence[str] = (),
         variables: dict[str, str] | None = None,
         mount_options: str = "",
+        force_mask: str = "",
     ) -> None:
         """Configure a store.
 
         base: an empty directory with a short path. mount_program: None is the kernel's overlay. before: words
         that make another user of whoever runs the words after them; base is that user's then. variables: more
-        for the environment. mount_options: what `mountopt` of storage.conf says.
+        for the environment. mount_options: what `mountopt` of storage.conf says. force_mask: the mode of all
+        files on disk, octal; owners and modes are kept in attributes then.
         """
         self.base = base
         self.namespace = namespace
         lines = [] if mount_program is None else [f'mount_program = "{mount_program}"']
         lines += [f'mountopt = "{mount_options}"'] if mount_options else []
+        lines += [f'force_mask = "{force_mask}"'] if force_mask else []
         (base / "storage.conf").write_text(_STORAGE.format(base=base, overlay="\n".join(lines)))
         (base / "containers.conf").write_text(_ENGINE.format(base=base))
         self.program = mount_program

@@ -10,18 +10,20 @@ import configparser
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.containers.mount_program import write_mount_program
+from tests.containers.prepared_namespace import PreparedNamespace
 from tests.harness import Stack
 from tests.harness.content import is_whiteout, left_in_work
-from tests.mount.command import LIMIT_SECONDS, REPOSITORY, wait_for
+from tests.mount.command import REPOSITORY, wait_for
 from tests.mount.daemons import wait_for_end
 
 pytestmark = pytest.mark.lowers(2)
@@ -32,63 +34,35 @@ _README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 class Machine:
     """A mount namespace in which pyoverlay is installed for all."""
 
-    def __init__(self, programs: Path) -> None:
-        self.programs = programs
-        for name in ("pyoverlay", "fuse-overlayfs"):
-            (programs / name).write_text(
-                f"#!{sys.executable} -P\nimport sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
-                "from pyoverlay.cli import main\nsys.exit(main())\n"
-            )
-            (programs / name).chmod(0o755)
-        script = 'mount --bind "$1" /usr/local/bin && echo ready && exec sleep 1000'
-        self._keeper = subprocess.Popen(
-            ["unshare", "--mount", "--propagation=slave", "sh", "-c", script, "sh", programs],
-            stdout=subprocess.PIPE,
-        )
-        assert self._keeper.stdout is not None
-        assert self._keeper.stdout.readline() == b"ready\n"
+    def __init__(self, namespace: PreparedNamespace) -> None:
+        self._namespace = namespace
+        self.seen = namespace.outside
 
     def run(self, *words: str | Path, status: int = 0) -> str:
         """Run a command there, and return what it said on stdout and stderr."""
-        result = subprocess.run(
-            self._inside(*words), capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
-        )
-        assert result.returncode == status, result.stderr
-        return result.stdout + result.stderr
+        result = self._namespace.run(words)
+        said = os.fsdecode(result.stdout + result.stderr)
+        assert result.returncode == status, said
+        return said
 
     def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
         """Start a command there, with a pipe at its stderr."""
-        return subprocess.Popen(self._inside(*words), stderr=subprocess.PIPE)
+        return subprocess.Popen([*self._namespace.entering, *words], stderr=subprocess.PIPE)
 
     def shown(self, target: Path) -> list[tuple[str, str]]:
         """Type and source of every mount at `target`."""
-        table = Path(f"/proc/{self._keeper.pid}/mountinfo").read_text(encoding="utf-8").splitlines()
-        fields = [line.split() for line in table]
-        dash = [(each[4], each.index("-"), each) for each in fields]
-        return [(each[at + 1], each[at + 2]) for point, at, each in dash if point == str(target)]
-
-    def seen(self, path: Path) -> Path:
-        """Where this process reaches what is at `path` there."""
-        return Path(f"/proc/{self._keeper.pid}/root") / str(path).lstrip("/")
-
-    def close(self) -> None:
-        """End it; mounts and their daemons end with it."""
-        self._keeper.kill()
-        self._keeper.communicate()
-
-    def _inside(self, *words: str | Path) -> list[str | Path]:
-        return ["nsenter", f"--target={self._keeper.pid}", "--mount", *words]
+        fields = [line.split() for line in self.run("cat", "/proc/self/mountinfo").splitlines()]
+        dashes = [(each, each.index("-")) for each in fields if each[4] == str(target)]
+        return [(each[dash + 1], each[dash + 2]) for each, dash in dashes]
 
 
 @pytest.fixture
 def machine(tmp_path: Path, stack: Stack) -> Iterator[Machine]:
-    """A machine whose mounts are gone afterwards."""
-    made = Machine(tmp_path)
-    yield made
-    with contextlib.suppress(AssertionError):
-        while made.shown(stack.merged):
-            made.run("umount", "--lazy", stack.merged)
-    made.close()
+    """A machine whose mounts end with it."""
+    for name in ("pyoverlay", "fuse-overlayfs"):
+        write_mount_program(tmp_path, name)
+    with PreparedNamespace(f"mount --bind {shlex.quote(str(tmp_path))} /usr/local/bin") as namespace:
+        yield Machine(namespace)
 
 
 @pytest.fixture

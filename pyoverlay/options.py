@@ -86,6 +86,11 @@ class MountOptions:
         return self.fsync == "volatile"
 
     @property
+    def shifts_ids(self) -> bool:
+        """Whether other ids are shown than are on disk, each its own."""
+        return bool(self.uidmapping or self.gidmapping)
+
+    @property
     def writable(self) -> bool:
         """Whether anything may be changed through the mount."""
         return self.upperdir is not None and not self.read_only

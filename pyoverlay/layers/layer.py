@@ -68,7 +68,8 @@ class Layer:
     ``path`` is what the user called it; ``device`` and ``inode`` identify its root; ``uuid`` is its
     file system's, or None.  ``cloned`` says that it is reached through a private read-only clone of
     its mount, so that the kernel itself refuses writes.  ``records`` says how it keeps owners that it can't
-    have itself (`recorded`), None for layers that have them.
+    have itself (`recorded`), None for layers that have them.  ``idmapped`` says that the layer's mount shows
+    other ids than are on disk; it is asked for in lowers of a mount that shifts ids itself.
     """
 
     __slots__ = (
@@ -76,6 +77,7 @@ class Layer:
         "cache",
         "cloned",
         "device",
+        "idmapped",
         "inode",
         "operations",
         "path",
@@ -96,6 +98,7 @@ class Layer:
         self.writable = writable
         self.operations = 0
         self.records: Records | None = None
+        self.idmapped = False
         self.cloned = False
         if not writable:
             descriptor = self._clone(descriptor)

@@ -132,7 +132,11 @@ class Stack:
         self.lowers: tuple[Layer, ...] = ()
         try:
             for path in _read_only_layers(options):
-                lower = Layer(path, _open_directory(path, "lowerdir"), self.cache, writable=False)
+                descriptor = _open_directory(path, "lowerdir")
+                # The clone by which the layer is held is in no mount table.
+                idmapped = options.shifts_ids and syscalls.is_idmapped(descriptor)
+                lower = Layer(path, descriptor, self.cache, writable=False)
+                lower.idmapped = idmapped
                 self.lowers = (*self.lowers, lower)
                 _recognise_records("lowerdir", lower)
             if options.writable:

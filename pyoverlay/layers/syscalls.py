@@ -268,6 +268,17 @@ def mount_id(descriptor: int) -> int:
     raise error(errno.ENOENT)
 
 
+def is_idmapped(descriptor: int) -> bool:
+    """Tell whether the mount that a descriptor was opened through shows other ids: proc_pid_mountinfo(5)."""
+    wanted = str(mount_id(descriptor))
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ")
+            if fields[0] == wanted:
+                return "idmapped" in fields[5].split(",")
+    return False
+
+
 def allocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     """Allocate, free or zero a range of an open file; ``mode`` as in fallocate(2)."""
     _check(

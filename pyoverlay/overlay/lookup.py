@@ -16,6 +16,7 @@ from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer, LayerObject
 from pyoverlay.layers.stack import Stack
 from pyoverlay.layers.syscalls import error
+from pyoverlay.overlay.idmapped import undo_shift
 from pyoverlay.overlay.node import NOT_WATCHED, Attributes, Directory, InodeNumbers, Node, NodeTable, link_key
 from pyoverlay.overlay.ownership import Ownership
 
@@ -54,6 +55,10 @@ class Lookup:
         self._follows_redirects = stack.options.redirect_dir == "follow"
         self.ownership: Final = Ownership(stack.options)
         self._shown_ids: Final = self.ownership.ids
+        if self._shown_ids is not None:
+            for lower in stack.lowers:
+                if lower.idmapped and lower.records is None:
+                    undo_shift(lower, self._shown_ids)
         layers: list[Layer] = [stack.upper] if stack.upper else []
         self.numbers: Final = InodeNumbers(layers + list(stack.lowers))
         self._longest_name = max(

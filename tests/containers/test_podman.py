@@ -17,6 +17,9 @@ from tests.containers.busybox_image import MADE_ANEW
 from tests.containers.podman_store import Podman
 from tests.mount.command import wait_for
 
+SHIFTED = 100000
+"""What user 0 of a container is outside, in the tests with shifted ids."""
+
 
 @pytest.fixture
 def anew(podman: Podman, small: str, base: Path) -> str:
@@ -201,3 +204,31 @@ def test_a_root_directory_that_is_an_overlay(
     words = ("/bin/busybox", "sh", "-c", "/bin/busybox touch /new; /bin/busybox ls -d /new")
     assert podman("run", "--rm", "--rootfs", f"{root}:O", *words) == "/new\n"
     assert not (root / "new").exists()
+
+
+def test_shifted_ids(podman: Podman, small: str) -> None:
+    """The image isn't copied for a container with ids of its own: its layers are shown shifted."""
+    maps = [f"--uidmap=0:{SHIFTED}:65536", f"--gidmap=0:{SHIFTED}:65536"]
+    layers = _layers(podman)
+    with podman.container(small, *maps) as container:
+        made = "echo new > /d/new; chown 7:8 /d/new; stat -c '%u:%g' /e/h /d/new /d /"
+        assert podman.shell(container, made).split() == ["5:6", "7:8", "0:0", "0:0"]
+        driver = podman.inspect(container)["GraphDriver"]["Data"]
+        seen = os.lstat(podman.namespace.outside(driver["MergedDir"]) / "d/new")
+        assert (seen.st_uid, seen.st_gid) == (SHIFTED + 7, SHIFTED + 8)
+        stored = os.lstat(f"{driver['UpperDir']}/d/new")
+        assert (stored.st_uid, stored.st_gid) == (7, 8)
+        assert len(_layers(podman) - layers) == 1
+
+
+def test_automatic_user_namespaces(podman: Podman, small: str) -> None:
+    told = podman(
+        "run", "--rm", "--userns=auto:size=1024", small, "sh", "-c", "cat /proc/self/uid_map; id -u"
+    )
+    _inside, outside, count, user = told.split()
+    assert int(outside) > 0
+    assert (count, user) == ("1024", "0")
+
+
+def _layers(podman: Podman) -> set[str]:
+    return {path.name for path in (podman.base / "graph/overlay").iterdir()}

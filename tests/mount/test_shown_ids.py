@@ -97,6 +97,32 @@ def test_owners_are_shown_shifted(stack: Stack, mount_mapped: MountMapped) -> No
         assert os.fstat(file.fileno()).st_uid == SHIFT + USER
 
 
+@pyoverlay_only
+def test_a_lower_on_an_idmapped_mount_is_shifted_once(stack: Stack, mount_overlay: MountFactory) -> None:
+    """Podman asks for both: its lowers lie on mounts that shift ids, and uidmapping says the same shift."""
+    acl = posix_acl(6, 4, 4, {SHIFT + USER: 4})
+    own(make_file(stack.lower / "file"), USER, GROUP)
+    own(make_file(stack.lower / "d" / "stranger"), 70_000, 5)
+    os.setxattr(stack.lower / "file", CAPABILITY, NET_RAW)
+    os.setxattr(stack.lower / "file", ACCESS_ACL, posix_acl(6, 4, 4, {USER: 4}))
+    own(make_file(stack.upper / "d" / "up"), 7, 8)
+    ids = f"0 {SHIFT} {COUNT}"
+    target = make_directory(stack.base / "i")
+    with idmapped(stack.lower, target, ids, ids), creating_as(0):
+        options = [f"{name}=0:{SHIFT}:{COUNT}" for name in ("uidmapping", "gidmapping")]
+        merged = mount_overlay(f"lowerdir={target}", *options).path
+    assert owner(merged / "file") == (SHIFT + USER, SHIFT + GROUP)
+    assert owner(merged / "d" / "up") == (SHIFT + 7, SHIFT + 8)
+    assert owner(merged / "d" / "stranger")[1] == SHIFT + 5
+    assert os.getxattr(merged / "file", ACCESS_ACL) == acl
+    with open(merged / "file", "ab") as file:
+        file.write(b"more")
+    assert owner(merged / "file") == (SHIFT + USER, SHIFT + GROUP)
+    assert owner(stack.upper / "file") == (USER, GROUP)
+    assert os.getxattr(stack.upper / "file", ACCESS_ACL) == posix_acl(6, 4, 4, {USER: 4})
+    assert os.getxattr(merged / "file", ACCESS_ACL) == acl
+
+
 def _make_socket(path: Path) -> None:
     os.chdir(path.parent)
     with socket.socket(socket.AF_UNIX) as made:

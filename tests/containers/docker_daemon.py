@@ -21,15 +21,13 @@ from typing import Any, Self
 
 from tests.containers import docker_elsewhere
 from tests.containers.mount_program import write_mount_program
+from tests.containers.prepared_namespace import PreparedNamespace
 from tests.harness import Entry
-from tests.mount.command import REPOSITORY, processes_naming, wait_for
+from tests.mount.command import REPOSITORY, is_running, processes_naming, wait_for
 
 COMMAND_LIMIT_SECONDS = 120
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 """Where Debian's docker, dockerd, containerd and runc are: no other docker of the machine's is meant."""
-
-# dockerd tells a hierarchy of cgroups v1 by what is mounted; one of v2 beside it is nothing that runc uses.
-_START = "umount /sys/fs/cgroup/unified 2>/dev/null; exec dockerd "
 
 
 class Docker:
@@ -40,6 +38,7 @@ class Docker:
         self.base = base
         self._socket = base / "docker.sock"
         self._log = base / "log"
+        self._namespace = PreparedNamespace()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -47,18 +46,36 @@ class Docker:
         programs = self.base / "bin"
         programs.mkdir()
         write_mount_program(programs, "fuse-overlayfs")
-        configuration = self.base / "daemon.json"
-        configuration.write_text(configuration_in_readme())
+        (self.base / "daemon.json").write_text(configuration_in_readme())
+        with contextlib.ExitStack() as whatever_happens:
+            whatever_happens.enter_context(self._namespace)
+            self._start()
+            whatever_happens.pop_all()
+        return self
+
+    def kill_and_start_again(self) -> None:
+        """End dockerd and its containerd with SIGKILL, and have a new dockerd find what they left."""
+        pid_file = self.base / "exec/containerd/containerd.pid"
+        containerd = int(pid_file.read_text(encoding="ascii"))
+        for pid in (self._daemon.pid, containerd):
+            os.kill(pid, signal.SIGKILL)
+        self._daemon.wait()
+        wait_for(lambda: not is_running(containerd))
+        # A number that is somebody else's by now would be waited for.
+        pid_file.unlink()
+        self._start()
+
+    def _start(self) -> None:
         words = [
-            f"--config-file={configuration}",
+            f"--config-file={self.base}/daemon.json",
             *("--iptables=false", "--ip-forward=false", "--bridge=none"),
             *(f"--data-root={self.base}/data", f"--exec-root={self.base}/exec", f"--pidfile={self.base}/pid"),
             f"--host=unix://{self._socket}",
         ]
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["unshare", "--mount", "--propagation=slave", "sh", "-c", _START + " ".join(words)],
-                env={**os.environ, "PATH": f"{programs}:{SYSTEM_PATH}"},
+                [*self._namespace.entering, "dockerd", *words],
+                env={**os.environ, "PATH": f"{self.base}/bin:{SYSTEM_PATH}"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -70,22 +87,22 @@ class Docker:
         except BaseException:
             self._remove_by_force()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the containers, end dockerd, and see to it that nothing of it is left."""
-        assert self._process is not None
-        try:
-            containers = self("ps", "--all", "--quiet").split()
-            if containers:
-                self("rm", "--force", "--volumes", *containers)
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait(timeout=COMMAND_LIMIT_SECONDS)
-            wait_for(lambda: not processes_naming(self.base))
-        finally:
-            self._remove_by_force()
+        with contextlib.ExitStack() as at_the_end:
+            at_the_end.push(self._namespace)
+            try:
+                containers = self("ps", "--all", "--quiet").split()
+                if containers:
+                    self("rm", "--force", "--volumes", *containers)
+                self._daemon.send_signal(signal.SIGTERM)
+                self._daemon.wait(timeout=COMMAND_LIMIT_SECONDS)
+                wait_for(lambda: not processes_naming(self.base))
+            finally:
+                self._remove_by_force()
 
     def __call__(self, *words: str | Path, status: int = 0) -> str:
         """Run `docker WORDS` and return what it printed.
@@ -132,22 +149,17 @@ class Docker:
 
     def outside(self, path: str | Path) -> Path:
         """Where this process reaches what dockerd's mount namespace has at `path`."""
-        assert self._process is not None
-        return Path(f"/proc/{self._process.pid}/root") / str(path).lstrip("/")
+        return self._namespace.outside(path)
 
     def run_beside(self, *words: str | Path) -> str:
         """Run a command in dockerd's mount namespace and return what it printed."""
-        assert self._process is not None
-        inside = ["nsenter", f"--target={self._process.pid}", "--mount"]
-        return subprocess.run(
-            [*inside, *words], capture_output=True, text=True, timeout=COMMAND_LIMIT_SECONDS, check=True
-        ).stdout
+        result = self._namespace.run(words)
+        assert result.returncode == 0, result.stderr.decode(errors="replace")
+        return result.stdout.decode(errors="surrogateescape")
 
     def mounts(self) -> list[str]:
         """The mount points below the directory of the layers, as dockerd's mount namespace has them."""
-        assert self._process is not None
-        table = Path(f"/proc/{self._process.pid}/mountinfo").read_text(encoding="utf-8")
-        points = [line.split()[4] for line in table.splitlines()]
+        points = (point for point, _kind in self._namespace.mounts())
         return [point for point in points if point.startswith(f"{self.base}/data/fuse-overlayfs/")]
 
     def mount_daemons(self) -> list[int]:
@@ -172,11 +184,14 @@ class Docker:
         )
 
     def _answers_or_has_ended(self) -> bool:
+        return self._daemon.poll() is not None or self._run(("version",)).returncode == 0
+
+    @property
+    def _daemon(self) -> subprocess.Popen[bytes]:
         assert self._process is not None
-        return self._process.poll() is not None or self._run(("version",)).returncode == 0
+        return self._process
 
     def _remove_by_force(self) -> None:
-        assert self._process is not None
         end = time.monotonic() + COMMAND_LIMIT_SECONDS
         while left := processes_naming(self.base):
             assert time.monotonic() < end, f"{left} can't be killed"
@@ -184,8 +199,8 @@ class Docker:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-        self._process.kill()
-        self._process.wait()
+        self._daemon.kill()
+        self._daemon.wait()
 
 
 def configuration_in_readme() -> str:

@@ -199,6 +199,16 @@ def test_a_stopped_container_keeps_its_changes(docker: Docker, base: Path) -> No
         assert in_container(docker, container, "ls /d; cat /d/copied") == "copied\ng\nkept\nkept\n"
 
 
+def test_a_container_survives_the_end_of_its_dockerd(docker: Docker) -> None:
+    with docker.container(IMAGE) as container:
+        in_container(docker, container, "echo kept > /d/kept; rm /d/f")
+        docker.kill_and_start_again()
+        assert docker.mounts() == []
+        docker("start", container)
+        assert in_container(docker, container, "ls /d") == "g\nkept\n"
+        assert len(docker.mounts()) == len(docker.mount_daemons()) == 1
+
+
 def test_what_run_is_asked_for(docker: Docker) -> None:
     def run(*words: str, status: int = 0) -> str:
         return docker("run", "--rm", "--network=none", *words, status=status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -13,6 +14,8 @@ from pyoverlay.cli import arguments
 from pyoverlay.options import OverlayError
 
 _LIBRARIES: Final = {"grpc": "grpcio", "google.protobuf": "protobuf"}
+_MOUNT_HELPER: Final = "mount.fuse3"
+_SYSTEM_DIRECTORIES: Final = ("/usr/sbin", "/sbin")
 _EPILOG: Final = """
 It answers until SIGTERM.  In containerd's config.toml:
 
@@ -50,6 +53,7 @@ def main(words: list[str]) -> int:
     from pyoverlay.containers.snapshotter import server  # noqa: PLC0415  # --help must not need gRPC
 
     server.set_up_log(debug=asked.debug)
+    _warn_without_mount_helper()
     server.serve(Path(os.path.abspath(asked.root)), Path(os.path.abspath(asked.address)), program)
     return 0
 
@@ -68,6 +72,14 @@ def _is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+def _warn_without_mount_helper() -> None:
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM_DIRECTORIES])
+    if shutil.which(_MOUNT_HELPER, path=path) is None:
+        logging.getLogger(__name__).warning(
+            "there is no %s, by which containerd mounts: install it (Debian's package fuse3)", _MOUNT_HELPER
+        )
 
 
 def _own_program() -> str:

@@ -45,6 +45,8 @@ LAYERS = (
 def containerd() -> Iterator[Containerd]:
     """A containerd with the image `IMAGE`."""
     base = Path(tempfile.mkdtemp(prefix="ctd-"))
+    # The root of a container's user namespace passes through.
+    base.chmod(0o711)
     try:
         write_image(base / "image.tar", IMAGE, LAYERS)
         with Containerd(base) as running:
@@ -115,6 +117,21 @@ def test_what_changed_in_a_running_container(containerd: Containerd) -> None:
         assert names - {"dev", "proc", "run", "sys"} == {"d", "d/g", "d/.wh.h", "new", "new/n"}
         # It ran on meanwhile, and still writes.
         assert containerd.execute(name, "echo more >> /d/g; cat /d/g") == "changed\nmore\n"
+
+
+def test_a_user_namespace_with_shifted_ids(containerd: Containerd) -> None:
+    maps = ["--uidmap=0:100000:65536", "--gidmap=0:200000:65536", "--remap-labels"]
+    script = "cat /proc/self/uid_map; stat -c '%u %g' /opt/suid /d/h; touch /made; stat -c '%u %g' /made"
+    with containerd.container(IMAGE, "sleep 1000", *maps) as name:
+        assert containerd.execute(name, script).split() == [
+            *("0", "100000", "65536"),
+            *("5", "6"),
+            *("7", "8"),
+            *("0", "0"),
+        ]
+        (made,) = (containerd.snapshotter.root / "snapshots").glob("*/fs/made")
+        # In the layer, ids are those that an unshifted container would have.
+        assert (made.stat().st_uid, made.stat().st_gid) == (0, 0)
 
 
 def test_a_task_is_started_again_at_once(containerd: Containerd) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_whoever_isnt_root_is_told(
     assert cli.main(WORDS) == 1
     assert "root" in one_line(capsys)
     assert asked == []
+
+
+def test_a_missing_mount_helper_is_told(
+    asked: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cli.main([*WORDS, "--program", "name"]) == 0
+    assert caplog.messages == []
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    assert cli.main([*WORDS, "--program", "name"]) == 0
+    (message,) = caplog.messages
+    assert "mount.fuse3" in message and "fuse3" in message
+    assert len(asked) == 2
 
 
 def test_nothing_else_loads_grpc() -> None:

@@ -348,6 +348,7 @@ class Store:
             SnapshotNotFoundError: there is no such snapshot.
             SnapshotArgumentError: another field is named; those never change.
         """
+        self.find(name)
         with self._transaction():
             changed = dict(self._information(name).labels)
             for field in list(fields) or ["labels"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Final
 
 from pyoverlay.cli import arguments
@@ -96,11 +97,19 @@ def mount(
     name: str = "pyoverlay",
     source: str | None = None,
 ) -> None:
-    """Hand a mount to the session; see `pyoverlay.fuse.session.mount`."""
+    """Hand a mount to the session; see `pyoverlay.fuse.session.mount`.
+
+    In the foreground this ends the process, with status 0: engines kill what is still there soon after its
+    mount has gone, and to take the interpreter apart would be most of the work at the end.
+    """
     # Needs trio and libfuse, for which a wrong option or --help must not wait.
     from pyoverlay.fuse import session  # noqa: PLC0415
 
     session.mount(options, target, foreground=foreground, debug=debug, log=log, name=name, source=source)
+    if foreground:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def default_options() -> tuple[bool, list[str]]:

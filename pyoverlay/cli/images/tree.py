@@ -151,7 +151,7 @@ class _Drawing:
 
     def _label(self, name: str, node: _Node, *, counted: bool) -> Text:
         shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        label = self._text(f"{node.kind or '-'} {shown}", style=_STYLES.get(node.kind, ""))
+        label = self._text(f"{node.kind or ' '} {shown}", style=_STYLES.get(node.kind, ""))
         if node.below:
             label.append("/")
         details = []

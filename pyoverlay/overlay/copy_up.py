@@ -347,7 +347,9 @@ class CopyUp:
         self._owner.ownership.set_owner(copy, status.st_uid, status.st_gid)
         copy.set_mode(stat.S_IMODE(status.st_mode))
         self._copy_attributes(self._original, copy)
-        os.utime(self._target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        if self._with_data or not status.st_size:
+            os.utime(self._target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        # Else it keeps the time of now, when it lost its data: truncating what is empty may move no time.
         self._refuse_cancelled()
         if not self._owner.stack.options.volatile:
             os.fsync(self._target)

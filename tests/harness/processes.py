@@ -1,5 +1,6 @@
 """How does a test do something in another process, as another user, or in a user namespace?"""
 
+import contextlib
 import os
 import pickle
 import traceback
@@ -77,9 +78,22 @@ def _enter_user_namespace() -> None:
         ours.close()
         _stay_outside(theirs)
     theirs.close()
+    _leave_mounts_of_others()
     libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNS)
     _outside = ours
     outside(_map_ids, os.getpid())
+
+
+def _leave_mounts_of_others() -> None:
+    """Others' FUSE mounts mustn't live on in our namespace, which can't unmount what it inherits."""
+    libc.unshare(libc.CLONE_NEWNS)
+    libc.mount("none", "/", "none", libc.MS_REC | libc.MS_PRIVATE)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        mounts = [line.split() for line in table]
+    for fields in reversed(mounts):
+        if fields[fields.index("-") + 1].startswith("fuse."):
+            with contextlib.suppress(OSError):
+                libc.umount(fields[4], libc.MNT_DETACH)
 
 
 def _map_ids(pid: int) -> None:

@@ -200,3 +200,15 @@ def test_truncating_to_the_same_size_moves_the_time_as_the_upper_says(
                 file.truncate(7)
         moved.append(path.stat().st_mtime_ns != 5)
     assert moved[0] == moved[1]
+
+
+@pytest.mark.parametrize("upper", UPPERS)
+def test_emptying_a_lower_file_moves_its_time(
+    places: dict[str, Path], base: Path, mount_overlay: MountFactory, upper: str
+) -> None:
+    stack = make_stack(places[upper] / "stack")
+    stack.merged = make_directory(base / "merged")
+    os.utime(make_file(stack.lower / "file", "content"), ns=(5, 5))
+    path = mount_overlay(stack=stack).path / "file"
+    os.truncate(path, 0)
+    assert path.stat().st_mtime_ns != 5

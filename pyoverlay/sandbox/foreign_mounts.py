@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pyoverlay.layers import syscalls
@@ -49,17 +49,19 @@ def foreign(points: list[bytes], needed: Iterable[str]) -> list[bytes]:
         Those on which nothing needed lies, the newest first (it may cover an older one at the same place);
         none that goes with another of them, as a path through a mount whose daemon hangs must not be walked.
     """
-    kept = [os.fsencode(os.path.realpath(path)) for path in needed]
-    chosen = [point for point in points if not any(_is_at_or_below(path, point) for path in kept)]
-    return [
-        point
-        for point in reversed(chosen)
-        if not any(other != point and _is_at_or_below(point, other) for other in chosen)
-    ]
+    kept: set[bytes] = set()
+    for path in needed:
+        real = os.fsencode(os.path.realpath(path))
+        kept.update((real, *_directories_above(real)))
+    chosen = [point for point in points if point not in kept]
+    places = set(chosen)
+    return [point for point in reversed(chosen) if places.isdisjoint(_directories_above(point))]
 
 
-def _is_at_or_below(path: bytes, directory: bytes) -> bool:
-    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
+def _directories_above(path: bytes) -> Iterator[bytes]:
+    while path != b"/":
+        path = os.path.dirname(path)
+        yield path
 
 
 def _mount_point(line: bytes) -> bytes:

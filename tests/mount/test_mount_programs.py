@@ -178,6 +178,7 @@ def test_the_readmes_unit_for_systemd(machine: Machine, stack: Stack) -> None:
     where = unit["Mount"]["Where"]
     name = machine.run("systemd-escape", "--path", "--suffix=mount", where).strip()
     assert f"/etc/systemd/system/{name}" in _README
+    assert f"systemctl enable --now '{name}'\n" in _README
     (stack.base / name).write_text(text)
     assert machine.run("systemd-analyze", "verify", "--man=no", stack.base / name) == ""
     given = dict(

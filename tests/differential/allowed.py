@@ -6,10 +6,18 @@ in docs/fidelity.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.differential.operation import Operation, Outcome
+
+_REFUSED_ATTRIBUTES = frozenset(
+    (name, error) for name in ("setxattr", "setxattr_of") for error in ("ENODATA", "EEXIST", "EOPNOTSUPP")
+)
+
+_STATUS = 7
+"""How many fields a status has: `operations.shown`."""
 
 Answers = Callable[[Operation, Outcome, Outcome], bool]
 """Whether two answers to one operation, the kernel's and pyoverlay's, differ in the allowed way."""
@@ -26,7 +34,7 @@ class Difference:
 
     answers: recognises it in the answers to an operation.
     circumstance: where only; see below.
-    ends_slot: the descriptor shows different files afterwards, and is closed on both sides.
+    ends_slots: descriptors show different files afterwards; all that is held open is closed on both sides.
     needless_copy: (operation, errno) of calls that change nothing, for which the kernel copies up.
     needless_mark: the same, for an opaque mark on the first name that hides nothing.
     mark: an attribute of overlay's own that is left out of pictures of uppers, by the name after the prefix.
@@ -39,7 +47,7 @@ class Difference:
     reason: str
     answers: Answers | None = None
     circumstance: str | None = None
-    ends_slot: bool = False
+    ends_slots: bool = False
     needless_copy: frozenset[tuple[str, str]] = frozenset()
     needless_mark: frozenset[tuple[str, str]] = frozenset()
     mark: str | None = None
@@ -48,10 +56,10 @@ class Difference:
 
 def _fewer_links(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
     """Two statuses of one descriptor that are the same but for the link count, which is lower here."""
-    if operation.name != "status_of":
-        return False
     before, after = expected.value, actual.value
-    if not isinstance(before, tuple) or not isinstance(after, tuple):
+    if not isinstance(operation.arguments[0], int):
+        return False
+    if not (isinstance(before, tuple) and isinstance(after, tuple) and len(before) == len(after) == _STATUS):
         return False
     return (*before[:1], *before[2:]) == (*after[:1], *after[2:]) and after[1] < before[1]
 
@@ -59,12 +67,31 @@ def _fewer_links(operation: Operation, expected: Outcome, actual: Outcome) -> bo
 def _changes_unlinked(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
     """A change through a descriptor that the kernel can't copy up any more."""
     changing = operation.name.endswith("_of") or operation.name in ("hold_again", "resize")
-    return changing and expected.error in ("EEXIST", "ENOENT", "ESTALE") and actual.succeeded
+    works = actual.succeeded or _refuses_attribute(operation, actual)
+    return changing and expected.error in ("EEXIST", "ENOENT", "ESTALE") and works
+
+
+def _refuses_attribute(operation: Operation, actual: Outcome) -> bool:
+    """An attribute that isn't set, for which nothing is copied up."""
+    return (operation.name, actual.error) in _REFUSED_ATTRIBUTES
 
 
 def _changes_removed_directory(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
     """A change through the descriptor of a lower's directory whose name is a whiteout by now."""
-    return operation.name.endswith("_of") and (expected.error, actual.error) == ("ENOTDIR", "ENOENT")
+    if not operation.name.endswith("_of") or expected.error != "ENOTDIR":
+        return False
+    return actual.error == "ENOENT" or _refuses_attribute(operation, actual)
+
+
+def _more_holes(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
+    """Data is found later, a hole earlier, than in the kernel's copy."""
+    if operation.name != "seek_data":
+        return False
+    before, after = expected.value, actual.value
+    if operation.arguments[2] == os.SEEK_DATA:
+        later = isinstance(before, int) and isinstance(after, int) and after > before
+        return later or (expected.succeeded and actual.error == "ENXIO")
+    return isinstance(before, int) and isinstance(after, int) and after < before
 
 
 def _stale_map(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
@@ -151,11 +178,7 @@ ALLOWED = (
         kernel="ENODATA, EEXIST, EOPNOTSUPP after a copy-up",
         pyoverlay="the same error, nothing copied up",
         reason="nothing is to be changed, so nothing need be copied",
-        needless_copy=frozenset(
-            (name, error)
-            for name in ("setxattr", "setxattr_of")
-            for error in ("ENODATA", "EEXIST", "EOPNOTSUPP")
-        ),
+        needless_copy=_REFUSED_ATTRIBUTES,
     ),
     Difference(
         where="root writes to a file that has set-id bits and a capability",
@@ -170,6 +193,32 @@ ALLOWED = (
         reason="FUSE's message is that in which a write asks for it; no script draws it",
     ),
     Difference(
+        where="`fallocate` that cuts a range out or puts one in",
+        kernel="where the upper's file system can",
+        pyoverlay="EOPNOTSUPP",
+        reason="FUSE passes on allocating, punching holes and zeroing; no script draws what the kernel can",
+    ),
+    Difference(
+        where="holes of a copied-up file, where blocks can't be shared",
+        kernel="keeps a hole at the beginning of each MiB",
+        pyoverlay="keeps every hole",
+        reason="takes no more room than the lower's file",
+        answers=_more_holes,
+    ),
+    Difference(
+        where="`lseek(SEEK_DATA)`, `lseek(SEEK_HOLE)` of a directory",
+        kernel="EINVAL for a merged one",
+        pyoverlay="an offset",
+        reason="FUSE answers by itself; no script draws it",
+    ),
+    Difference(
+        where="`ioctl(FS_IOC_GETFLAGS)`",
+        kernel="the layer's flags",
+        pyoverlay="ENOTTY",
+        reason="pyfuse3 passes no ioctl on",
+        answers=lambda operation, _, actual: operation.name.startswith("flags") and actual.error == "ENOTTY",
+    ),
+    Difference(
         where="`fstat` of a lower's file that was unlinked while it is open",
         kernel="the links that it had",
         pyoverlay="counts down, to 0",
@@ -182,7 +231,13 @@ ALLOWED = (
         pyoverlay="works, on a copy without a name",
         reason="that is what POSIX says",
         answers=_changes_unlinked,
-        ends_slot=True,
+        ends_slots=True,
+    ),
+    Difference(
+        where="changing a lower's fifo, socket or device that was unlinked while it is open",
+        kernel="it is copied up to its old name, and is there again",
+        pyoverlay="works, on a copy without a name",
+        reason="what was removed stays removed; no script draws it",
     ),
     Difference(
         where="changing a lower's directory that was removed while it is open",

@@ -6,6 +6,7 @@ difference to it on the kernel's overlay, and mustn't on pyoverlay.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import mmap
@@ -14,8 +15,8 @@ import stat
 
 from tests.differential.operation import Held, Map, Value
 from tests.differential.operation import action as _action
-from tests.differential.operations import shown
-from tests.harness.libc import link_target
+from tests.differential.operations import inode_flags, shown
+from tests.harness.libc import DirectoryEntry, fallocate, getdents, link_target
 
 # Opening a fifo must not wait for a peer, and a device must not become a terminal.
 _NEVER_WAIT = os.O_NONBLOCK | os.O_NOCTTY
@@ -103,6 +104,27 @@ def seek(held: Held, slot: int, offset: int, whence: int) -> Value:
 
 
 @_action
+def seek_data(held: Held, slot: int, offset: int, whence: int) -> Value:
+    """lseek(2) to the next data or hole, but in a directory; the descriptor stays where it is."""
+    descriptor = held.descriptor(slot)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        return None
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        return os.lseek(descriptor, offset, whence)
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)
+
+
+@_action
+def allocate(held: Held, slot: int, mode: int, offset: int, size: int) -> Value:
+    """fallocate(2)."""
+    descriptor = held.descriptor(slot)
+    fallocate(descriptor, mode, offset, size)
+    return shown(os.fstat(descriptor))
+
+
+@_action
 def resize(held: Held, slot: int, size: int) -> Value:
     """ftruncate(2)."""
     descriptor = held.descriptor(slot)
@@ -179,10 +201,15 @@ def utimens_of(held: Held, slot: int, atime_ns: int, mtime_ns: int) -> Value:
 
 
 @_action
-def touch_same_of(held: Held, slot: int) -> Value:
-    """Sets the modification time that a descriptor shows: what it shows stays, and it is copied up."""
-    found = os.fstat(held.descriptor(slot))
-    os.utime(held.descriptor(slot), ns=(found.st_atime_ns, found.st_mtime_ns))
+def copy_up_of(held: Held, slot: int) -> Value:
+    """Changes nothing that is shown, as its owner or as one who may write, and has it copied up."""
+    descriptor = held.descriptor(slot)
+    found = os.fstat(descriptor)
+    try:
+        os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns))
+    except PermissionError:
+        os.setxattr(descriptor, b"user.copied", b"")
+        os.removexattr(descriptor, b"user.copied")
     return None
 
 
@@ -222,6 +249,42 @@ def link_of(held: Held, slot: int, path: bytes) -> Value:
 def listing_of(held: Held, slot: int) -> Value:
     """The names in a directory that is held, from its beginning."""
     return sorted(os.listdir(held.descriptor(slot)))
+
+
+@_action
+def names_again(held: Held, slot: int, size: int) -> Value:
+    """getdents64(2) with a small buffer, then from a place in the middle again, then from the beginning.
+
+    Gives the names, and whether the second and third time showed what the first did.
+    """
+    descriptor = held.descriptor(slot)
+    first = _entries_from(descriptor, 0, size)
+    middle = len(first) // 2
+    again = _entries_from(descriptor, first[middle - 1].offset if middle else 0, size)
+    rewound = _entries_from(descriptor, 0, size)
+    os.lseek(descriptor, 0, os.SEEK_SET)  # the end is another position on each
+    return sorted(entry.name for entry in first), again == first[middle:], rewound == first
+
+
+def _entries_from(directory: int, position: int, size: int) -> list[DirectoryEntry]:
+    os.lseek(directory, position, os.SEEK_SET)
+    entries: list[DirectoryEntry] = []
+    while part := getdents(directory, size):
+        entries += part
+    return entries
+
+
+@_action
+def flags_of(held: Held, slot: int) -> Value:
+    """FS_IOC_GETFLAGS, what lsattr asks for."""
+    return inode_flags(held.descriptor(slot))
+
+
+@_action
+def room_of(held: Held, slot: int) -> Value:
+    """fstatvfs(3)."""
+    found = os.fstatvfs(held.descriptor(slot))
+    return found.f_bsize, found.f_frsize, found.f_blocks, found.f_files, found.f_namemax
 
 
 @_action
@@ -280,10 +343,21 @@ def map_file(held: Held, number: int, slot: int, writable: bool, private: bool) 
 
 def _shown_by(mapped: Map) -> Value:
     """Whether a map shows what is read through its descriptor; what it shows; what is read."""
-    shows = mapped.memory[: _touchable(mapped)]
-    reads = os.pread(mapped.descriptor, len(shows), 0)
-    reads += bytes(len(shows) - len(reads))
+    reads = os.pread(mapped.descriptor, _touchable(mapped), 0)
+    reads += bytes(_touchable(mapped) - len(reads))
+    shows = _without_signal(mapped.memory, len(reads))
     return shows == reads, _digest(shows), _digest(reads)
+
+
+def _without_signal(memory: mmap.mmap, size: int) -> bytes:
+    """What a map shows, up to where touching it would end in SIGBUS: a system call stops there."""
+    descriptor = os.memfd_create("shown")
+    try:
+        with memoryview(memory) as view, contextlib.suppress(OSError):
+            os.write(descriptor, view[:size])
+        return os.pread(descriptor, size, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _touchable(mapped: Map) -> int:
@@ -312,11 +386,22 @@ def map_write(held: Held, number: int, offset: int, content: bytes) -> Value:
     if end <= offset:
         return 0
     try:
-        mapped.memory[offset:end] = content[: end - offset]
-    except TypeError:
+        copied = _put_without_signal(mapped.memory, offset, content[: end - offset])
+    except BufferError:
         return "not writable"
     mapped.memory.flush()
-    return end - offset
+    return copied
+
+
+def _put_without_signal(memory: mmap.mmap, offset: int, content: bytes) -> int:
+    """Writes into a map, up to where touching it would end in SIGBUS."""
+    descriptor = os.memfd_create("content")
+    try:
+        os.write(descriptor, content)
+        with memoryview(memory) as view:
+            return os.preadv(descriptor, [view[offset : offset + len(content)]], 0)
+    finally:
+        os.close(descriptor)
 
 
 @_action

@@ -16,10 +16,18 @@ from tests.differential.dice import Dice
 from tests.differential.drawn_layers import DIRECTORY_MODES, MODES, NAMES, NULL, TARGETS, ZERO, allowed_mode
 from tests.differential.layers import OLD_SECONDS, access_list, capability
 from tests.differential.operation import DEFAULT_UMASK, ROOT, Caller, Operation
+from tests.differential.tally import Aim, Tally
 from tests.differential.world import World
 from tests.harness.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 
-CALLERS = {ROOT: 6, Caller(1000, 1000, (1001,)): 3, Caller(1001, 1001): 1}
+_FRIEND, _STRANGER = Caller(1000, 1000, (1001,)), Caller(1001, 1001)
+_CALLERS = {
+    Aim.SUCCESS: {ROOT: 8, _FRIEND: 2, _STRANGER: 1},
+    Aim.ANY: {ROOT: 6, _FRIEND: 3, _STRANGER: 1},
+    Aim.FAILURE: {ROOT: 3, _FRIEND: 3, _STRANGER: 3},
+}
+_STRAYING = {Aim.SUCCESS: 3, Aim.ANY: 15, Aim.FAILURE: 75}
+"""In how many of a hundred cases a name is taken that needn't be right."""
 
 ANY_KIND = ("file", "directory", "symlink", "special")
 _UMASKS = (DEFAULT_UMASK, DEFAULT_UMASK, 0, 0o077)
@@ -56,18 +64,22 @@ ATTRIBUTES = (
 class Draw:
     """Draws the arguments of one operation."""
 
-    def __init__(self, dice: Dice, world: World) -> None:
+    def __init__(self, dice: Dice, world: World, aim: Aim = Aim.ANY) -> None:
         self.dice = dice
         self.world = world
+        self.aim = aim
         self.pick = dice.pick
         self.happens = dice.happens
 
     def existing(self, *kinds: str) -> bytes:
-        """A name of one of the kinds; in one of five cases any name at all."""
-        if self.happens(20):
+        """A name of one of the kinds; now and then, or to fail, any name at all."""
+        if self._strays():
             return self.any()
         names = [path for path, kind in self.world.tree.items() if kind in (kinds or ANY_KIND)]
         return self.pick(names or [b"a"])
+
+    def _strays(self) -> bool:
+        return self.happens(_STRAYING[self.aim])
 
     def empty_directory(self) -> bytes:
         tree = self.world.tree
@@ -76,9 +88,9 @@ class Draw:
         return self.pick(empty) if empty and self.happens(70) else self.existing("directory")
 
     def free(self) -> bytes:
-        """A name that is free in a directory that exists; in one of seven cases any name at all."""
-        if self.happens(15):
-            return self.any()
+        """A name that is free in a directory that exists; now and then, or to fail, any name at all."""
+        if self._strays():
+            return self.any() if self.happens(50) else self.pick([b".", *self.world.tree])
         tree = self.world.tree
         hidden = [path for path in self.world.gone if path not in tree and self._has_parent(path)]
         if hidden and self.happens(40):
@@ -104,7 +116,7 @@ class Draw:
                 existing + b"/" + self.pick(NAMES),
                 self.pick(NAMES),
                 existing + b"/",
-                existing + b"/..",
+                self.pick([b"a", *self.world.tree]) + b"/..",
                 b"missing/" + self.pick(NAMES),
                 b"x" * 256,
             ]
@@ -134,7 +146,7 @@ class Draw:
     def attribute_of(self, path: bytes) -> bytes:
         """The name of an extended attribute that `path` has, more often than not."""
         has = self.world.attributes(path)
-        return self.pick(has) if has and self.happens(80) else self.pick(ATTRIBUTES)
+        return self.pick(has) if has and not self._strays() else self.pick(ATTRIBUTES)
 
     def time(self) -> int:
         """Nanoseconds since the epoch, in 2001, odd to the last digit."""
@@ -172,17 +184,17 @@ def in_family(family: str, weight: int = 1) -> Callable[[Maker], Maker]:
     return register
 
 
-def draw_operation(family: str, dice: Dice, world: World) -> Operation:
-    """One operation of the family."""
-    draw = Draw(dice, world)
-    operation = dice.weighted(FAMILIES[family])(draw)
-    operation = replace(operation, umask=dice.pick(_UMASKS))
-    if family in OF_HOLDERS:
-        return operation
-    return replace(operation, caller=dice.weighted(CALLERS))
+def draw_operation(family: str, dice: Dice, world: World, tally: Tally[Maker]) -> tuple[Maker, Operation]:
+    """One operation of the family, and who drew it."""
+    maker = tally.choose(dice, FAMILIES[family])
+    aim = tally.aim(dice, maker)
+    operation = replace(maker(Draw(dice, world, aim)), umask=dice.pick(_UMASKS))
+    if family not in OF_HOLDERS:
+        operation = replace(operation, caller=dice.weighted(_CALLERS[aim]))
+    return maker, operation
 
 
-OF_HOLDERS = frozenset({"held", "held attributes", "held names", "maps", "mapping"})
+OF_HOLDERS = frozenset({"held", "held contents", "held attributes", "held names", "maps", "mapping"})
 """Families whose operations are performed by who holds what they are about."""
 
 
@@ -387,3 +399,18 @@ def _readlink(draw: Draw) -> Operation:
 @in_family("looking")
 def _access(draw: Draw) -> Operation:
     return operations.access(draw.existing(), draw.pick((os.R_OK, os.W_OK, os.X_OK)))
+
+
+@in_family("looking")
+def _room(draw: Draw) -> Operation:
+    return operations.room(draw.existing())
+
+
+@in_family("looking")
+def _birth(draw: Draw) -> Operation:
+    return operations.birth(draw.existing())
+
+
+@in_family("looking")
+def _flags(draw: Draw) -> Operation:
+    return operations.flags(draw.existing("file", "directory"))

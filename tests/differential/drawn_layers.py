@@ -223,9 +223,9 @@ def _file(item: Item) -> None:
 def _sparse(item: Item) -> None:
     with open(item.path, "wb") as file:
         file.write(b"head")
-        file.seek(1 << 20)
+        file.seek(200_000)
         file.write(b"middle")
-        file.truncate(3 << 20)
+        file.truncate(500_000)
 
 
 def _whiteout(item: Item, prefix: str) -> None:

@@ -18,16 +18,18 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky
+from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import tests.differential.drawing_held  # noqa: F401 - registers its families
 from tests.differential import operations
 from tests.differential.dice import Dice
-from tests.differential.drawing import draw_operation
+from tests.differential.drawing import FAMILIES, OF_HOLDERS, Maker, draw_operation
 from tests.differential.drawn_layers import Layers, draw_layers
-from tests.differential.operation import Operation
+from tests.differential.operation import Operation, Outcome
 from tests.differential.pair import FORGET, REMOUNT, MismatchError, Pair
 from tests.differential.script import Script, live_pair
+from tests.differential.tally import Tally
 from tests.differential.variants import Room
 from tests.differential.world import World, scan
 
@@ -40,12 +42,31 @@ _STEP = st.binary(min_size=24, max_size=24)
 _ROOT_MODES = (0o777, 0o755, 0o1777)
 
 
+NEVER_FAIL = {
+    "forget": "the kernel forgets what it may; it is asked through the mount, not by a call on a file",
+    "remount": "what is held open is closed before; a mount that is refused is a difference, not an outcome",
+}
+"""The steps that have no way to fail, and why."""
+
+
+class Even(HypothesisProvider):
+    """hypothesis's way to choose, and nothing more.
+
+    Its engine by itself would try many scripts that are short, all zeros, or repeat one step, to have one
+    that is short when it fails. Scripts are shortened otherwise here, and most differences need many steps.
+    """
+
+
+AVAILABLE_PROVIDERS["even"] = Even
+
+
 class Record:
     """What came of all runs: counts by operation and errno (None: it succeeded), the first failure."""
 
     def __init__(self, variant: str) -> None:
         self.variant = variant
         self.counts: Counter[tuple[str, str | None]] = Counter()
+        self.tally: Tally[Maker] = Tally()
         self.script: Script | None = None
         self.failure: MismatchError | None = None
 
@@ -57,6 +78,20 @@ class Record:
     def succeeded(self) -> float:
         """The share of steps that succeeded."""
         return sum(count for (_, error), count in self.counts.items() if error is None) / max(1, self.steps)
+
+    def too_rare(self) -> list[str]:
+        """What succeeded or failed in less than 2 of 1000 steps, though it can."""
+        least = self.steps // 500
+        return [
+            f"{name} {what}: {count}"
+            for name in sorted({name for name, _ in self.counts})
+            for what, count in self._by_outcome(name).items()
+            if count < least and not (what == "failed" and name in NEVER_FAIL)
+        ]
+
+    def _by_outcome(self, name: str) -> dict[str, int]:
+        failed = sum(count for (of, error), count in self.counts.items() if of == name and error)
+        return {"succeeded": self.counts[name, None], "failed": failed}
 
     def __str__(self) -> str:
         lines = [f"{self.variant}:"]
@@ -134,28 +169,44 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=_STEP)
     def held(self, data: bytes) -> None:
-        self._draw("held" if self._world.slots else "opening", data)
+        self._draw("held", data)
+
+    @rule(data=_STEP)
+    def held_contents(self, data: bytes) -> None:
+        self._draw("held contents", data)
 
     @rule(data=_STEP)
     def held_attributes(self, data: bytes) -> None:
-        self._draw("held attributes" if self._world.slots else "opening", data)
+        self._draw("held attributes", data)
 
     @rule(data=_STEP)
     def held_names(self, data: bytes) -> None:
-        holds_directory = "directory" in self._world.slots.values()
-        self._draw("held names" if holds_directory else "opening directories", data)
+        self._draw("held names", data)
 
     @rule(data=_STEP)
     def maps(self, data: bytes) -> None:
-        self._draw("maps" if self._world.maps else "mapping" if self._world.slots else "opening", data)
+        self._draw("maps", data)
 
-    @rule(data=st.binary(min_size=1, max_size=1))
+    @rule(data=_STEP)
+    def rare(self, data: bytes) -> None:
+        """What succeeded or failed too rarely so far."""
+        self._draw(self._rarest(), data)
+
+    @rule(data=_STEP)
+    def as_rare(self, data: bytes) -> None:
+        """The same, twice as often as the others."""
+        self._draw(self._rarest(), data)
+
+    @rule(data=_STEP)
     def mounts(self, data: bytes) -> None:
-        """Memory runs short, or both are mounted anew."""
-        if Dice(data).happens(70):
+        """Memory runs short, or, more rarely, both are mounted anew."""
+        dice = Dice(data)
+        if dice.happens(40):
             self._step(FORGET)
-        else:
+        elif dice.happens(30):
             self._step(REMOUNT)
+        else:
+            self._draw("opening", data)
 
     def teardown(self) -> None:
         """Compares everything, lets each read the other's upper, and removes both."""
@@ -167,22 +218,39 @@ class Machine(RuleBasedStateMachine):
         finally:
             self._mounts.close()
 
-    def _draw(self, family: str, data: bytes) -> None:
-        self._step(draw_operation(family, Dice(data), self._world))
+    def _rarest(self) -> str:
+        possible = {name: makers for name, makers in FAMILIES.items() if self._instead(name) == name}
+        return self.record.tally.rarest(possible)
 
-    def _step(self, operation: Operation) -> None:
+    def _instead(self, family: str) -> str:
+        """The family itself, or the one that makes it possible: something must be held open first."""
+        world = self._world
+        if family == "maps" and not world.maps:
+            family = "mapping"
+        if family == "held names" and not any(slot.kind == "directory" for slot in world.slots.values()):
+            return "opening directories"
+        return "opening" if family in OF_HOLDERS and not world.slots else family
+
+    def _draw(self, family: str, data: bytes) -> None:
+        maker, operation = draw_operation(self._instead(family), Dice(data), self._world, self.record.tally)
+        outcome = self._step(operation)
+        self.record.tally.note(maker, succeeded=outcome.succeeded)
+
+    def _step(self, operation: Operation) -> Outcome:
         pair = self._pair or self._mount()
         self._done.append(operation)
         with self._noting():
+            releases = pair.releases
             outcome = pair.perform(operation)
             self.record.counts[operation.name, outcome.error] += 1
             if outcome.succeeded:
                 self._world.took_place(operation)
-            if operation == REMOUNT:
+            if operation == REMOUNT or pair.releases > releases:
                 self._world.forget_held()
             self._world.update(scan(os.fsencode(pair.kernel.path)))
             if len(self._done) % _STEPS_BETWEEN_COMPARISONS == 0:
                 pair.compare()
+        return outcome
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -197,7 +265,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def run(steps: int, seed: int, room: Room) -> Record:
-    """Runs about `steps` steps, all fixed by `seed`, in a room of some variant, to the first mismatch."""
+    """Runs about `steps` steps, fixed by `seed` and the variant, in a room of it, to the first mismatch."""
     Machine.room = room
     record = Machine.record = Record(room.variant.name)
     for part in itertools.count():
@@ -205,7 +273,7 @@ def run(steps: int, seed: int, room: Room) -> Record:
             return record
         # hypothesis counts runs that it breaks off, too: so it is asked until there are enough steps.
         runs = min(_RUNS_OF_A_PART, -(-(steps - record.steps) // STEPS_OF_A_RUN))
-        part_of_it = hypothesis.seed(f"{seed}.{part}")(Machine)
+        part_of_it = hypothesis.seed(f"{seed}.{room.variant.name}.{part}")(Machine)
         with contextlib.suppress(MismatchError, Flaky):
             run_state_machine_as_test(part_of_it, settings=_settings(runs))
     raise AssertionError("there is always one more part")
@@ -215,6 +283,7 @@ def _settings(runs: int) -> settings:
     return settings(
         max_examples=runs,
         stateful_step_count=STEPS_OF_A_RUN,
+        backend="even",
         deadline=None,
         database=None,
         phases=[Phase.generate],  # a script, its own operations left out one by one, gets shorter than bytes

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 
 from tests.differential.layers import RECENT_SECONDS
@@ -20,6 +22,7 @@ from tests.harness.libc import getdents, renameat2, utimensat
 
 # Opening a fifo must not wait for a peer, and a device must not become a terminal.
 _NEVER_WAIT = os.O_NONBLOCK | os.O_NOCTTY
+_FS_IOC_GETFLAGS = 0x80086601
 
 
 @contextlib.contextmanager
@@ -296,6 +299,32 @@ def getxattr(path: bytes, name: bytes) -> Value:
 @_action
 def listxattr(path: bytes) -> Value:
     return sorted(os.listxattr(path, follow_symlinks=False))
+
+
+@_action
+def room(path: bytes) -> Value:
+    """statvfs(3), but for what is free, which others change, and what names the mount."""
+    found = os.statvfs(path)
+    return found.f_bsize, found.f_frsize, found.f_blocks, found.f_files, found.f_namemax
+
+
+@_action
+def birth(path: bytes) -> Value:
+    """statx(2): when it was made, or that this was after the mounting."""
+    born, mounted = libc.birth_time(path), libc.birth_time(b".")
+    return "since" if born is not None and mounted is not None and born >= mounted else born
+
+
+@_action
+def flags(path: bytes) -> Value:
+    """FS_IOC_GETFLAGS, what lsattr asks for."""
+    with _opened(path, os.O_RDONLY) as descriptor:
+        return inode_flags(descriptor)
+
+
+def inode_flags(descriptor: int) -> int:
+    """The flags of chattr(1) that a file has."""
+    return int.from_bytes(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8))[:4], sys.byteorder)
 
 
 @_action

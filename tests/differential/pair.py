@@ -23,7 +23,7 @@ from tests.differential.allowed import (
     WITHOUT_HANDLES,
     allowed,
 )
-from tests.differential.descriptors import let_go, touch_same_of
+from tests.differential.descriptors import copy_up_of
 from tests.differential.operation import Operation, Outcome
 from tests.differential.upper import leftovers, on_disk, with_coarse_time, without_mark
 from tests.harness import Entry, Kind, Mount, MountRefusedError, Stack, libc, make_stack, snapshot
@@ -71,6 +71,8 @@ class Pair:
         self.prefix = prefix
         self._circumstances = circumstances
         self.history: list[tuple[Operation, Outcome]] = []
+        self.releases = 0
+        """How often all that was held open was closed, as it would show different files from then on."""
         self.kernel = Mount(Kind.KERNEL, _stack(base / "kernel", lowers), *options)
         self._log = base / "log"
         self.pyoverlay = Mount(ours, _stack(base / "pyoverlay", lowers), *options, log=self._log)
@@ -114,8 +116,9 @@ class Pair:
         self.history.append((operation, expected))
         if (operation.name, expected.error) in NEEDLESS_COPIES:
             self._copy_up_too(operation)
-        if line is not None and line.ends_slot:
-            self._answers(replace(let_go(operation.arguments[0]), caller=operation.caller))
+        if line is not None and line.ends_slots:
+            self._release()
+            self.releases += 1
         return expected
 
     def perform_all(self, operations: Iterable[Operation]) -> list[Outcome]:
@@ -131,7 +134,7 @@ class Pair:
         if isinstance(operation.arguments[0], bytes):
             self._answers(operations.touch_same(operation.arguments[0]))
         else:
-            self._answers(replace(touch_same_of(operation.arguments[0]), caller=operation.caller))
+            self._answers(replace(copy_up_of(operation.arguments[0]), caller=operation.caller))
 
     def _perform_on_the_mounts(self, operation: Operation) -> Outcome:
         if operation == REMOUNT:

@@ -16,8 +16,11 @@ from tests.differential.machine import Record
 from tests.differential.script import Script, minimise
 from tests.differential.variants import VARIANTS, Room, open_room
 
-STEPS = 12_000
+STEPS = 15_000
 """How many steps all variants together run."""
+
+_MANY = 10_000
+"""From so many steps on each operation must have succeeded and failed often enough to say something."""
 
 
 @pytest.fixture
@@ -38,7 +41,8 @@ def test_drawn_operations(draw: Draw, room: Room) -> None:
         path.write_text(str(shortest))
         pytest.fail(f"{told}\n\n# {path}\n{shortest}", pytrace=False)
     few = wanted < STEPS // len(VARIANTS)
-    assert few or 0.4 < record.succeeded < 0.7, f"{record.succeeded:.0%} of the steps succeed"
+    assert few or 0.4 < record.succeeded < 0.65, f"{record.succeeded:.0%} of the steps succeed"
+    assert wanted < _MANY or not record.too_rare()
 
 
 def _shortest(record: Record, room: Room) -> tuple[Script, str]:

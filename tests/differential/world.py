@@ -24,14 +24,37 @@ def scan(root: bytes) -> dict[bytes, str]:
     return dict(sorted(tree.items()))
 
 
+@dataclass(frozen=True)
+class Slot:
+    """What is held open.
+
+    kind: file, directory or special, or "place" for what was opened with O_PATH; flags: of open(2); path:
+    its name when it was opened.
+    """
+
+    kind: str
+    flags: int
+    path: bytes
+
+    @property
+    def readable(self) -> bool:
+        """Whether read(2) is allowed."""
+        return self.flags & os.O_ACCMODE != os.O_WRONLY
+
+    @property
+    def writable(self) -> bool:
+        """Whether write(2) is allowed."""
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+
 @dataclass
 class World:
-    """What exists, and what is held open: (caller, slot) -> kind, (caller, number) of maps."""
+    """What exists, and what is held open: (caller, slot) -> what, (caller, number) of maps."""
 
     root: bytes = b""
     """Where one of the two is mounted."""
     tree: dict[bytes, str] = field(default_factory=dict)
-    slots: dict[tuple[Caller, int], str] = field(default_factory=dict)
+    slots: dict[tuple[Caller, int], Slot] = field(default_factory=dict)
     maps: set[tuple[Caller, int]] = field(default_factory=set)
     gone: list[bytes] = field(default_factory=list)
     """Names that were there once."""
@@ -42,6 +65,10 @@ class World:
         """Takes note of what exists now."""
         self.gone += [path for path in self.tree if path not in tree and path not in self.gone]
         self.tree = tree
+        # allowed.py: the kernel brings a fifo back when what was removed is changed.
+        for key, slot in list(self.slots.items()):
+            if slot.kind == "special" and tree.get(slot.path) != "special":
+                del self.slots[key]
 
     def attributes(self, path: bytes) -> list[bytes]:
         """The extended attributes of a name, none if there is no such name."""
@@ -58,7 +85,7 @@ class World:
             return
         key = operation.caller, slot
         if operation.name in ("hold", "hold_below", "hold_again"):
-            self.slots[key] = self._kind_held(operation)
+            self.slots[key] = self._held(operation)
         elif operation.name == "let_go":
             self.slots.pop(key, None)
         elif operation.name == "map_file":
@@ -66,12 +93,25 @@ class World:
         elif operation.name == "unmap":
             self.maps.discard(key)
 
-    def _kind_held(self, operation: Operation) -> str:
+    def _held(self, operation: Operation) -> Slot:
         source = operation.arguments[1]
-        if operation.name == "hold_again" and isinstance(source, int):
-            return self.slots.get((operation.caller, source), "file")
-        is_directory = isinstance(source, bytes) and self.tree.get(os.path.normpath(source)) == "directory"
-        return "directory" if is_directory else "file"
+        flags = operation.arguments[3 if operation.name == "hold_below" else 2]
+        assert isinstance(flags, int)
+        if isinstance(source, bytes):
+            path, kind = os.path.normpath(source), "file"
+        else:
+            assert isinstance(source, int)
+            other = self.slots.get((operation.caller, source), Slot("file", 0, b""))
+            path, kind = other.path, other.kind
+        if operation.name == "hold_below":
+            name = operation.arguments[2]
+            assert isinstance(name, bytes)
+            path = os.path.join(path, name)
+        if operation.name != "hold_again" or kind == "place":
+            kind = self.tree.get(path, "file") if path != b"." else "directory"
+        if kind == "symlink":
+            kind = "file"
+        return Slot("place" if flags & os.O_PATH else kind, flags, path)
 
     def forget_held(self) -> None:
         """Nothing is held any more."""

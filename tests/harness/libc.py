@@ -26,7 +26,9 @@ CLONE_NEWNS = 0x20000
 CLONE_NEWUSER = 0x10000000
 KEEP_SIZE = 1
 PUNCH_HOLE = 2
+COLLAPSE_RANGE = 8
 ZERO_RANGE = 16
+INSERT_RANGE = 32
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.opendir.restype = ctypes.c_void_p

@@ -248,6 +248,16 @@ class LayerObject:
         self.used = True
         layer.cache.add(self)
 
+    def open_on_same_mount(self) -> None:
+        """Open this directory, unless it is a mount point; its parent is open.  Raises OSError EXDEV."""
+        if self.fd >= 0:
+            return
+        assert self.parent is not None
+        self.layer.operations += 1
+        self.fd = syscalls.open_on_same_mount(self.parent.descriptor(), self.name, DIRECTORY_FLAGS)
+        self.used = True
+        self.layer.cache.add(self)
+
     def _place(self) -> tuple[int, bytes]:
         assert self.parent is not None
         self.layer.operations += 1
@@ -490,7 +500,10 @@ class LayerObject:
             os.close(descriptor)
 
     def remove_tree(self, name: bytes) -> None:
-        """Remove ``name`` and everything below it, with constant stack depth."""
+        """Remove ``name`` and everything below it, with constant stack depth.
+
+        Raises OSError EXDEV before anything in a directory that something else is mounted on is touched.
+        """
         try:
             self.remove_file(name)
             return
@@ -503,6 +516,7 @@ class LayerObject:
         pending = [self.child(name)]
         while pending:
             directory = pending[-1]
+            directory.open_on_same_mount()
             subdirectories = _remove_files(directory)
             if subdirectories:
                 pending.extend(directory.child(entry) for entry in subdirectories)

@@ -206,6 +206,27 @@ def test_further_mounts_of_what_is_written_to_are_read_only(client: Client, base
     assert mounts_below(base) == []
 
 
+def test_cleaning_up_stops_before_what_is_mounted(client: Client, process: Process, base: Path) -> None:
+    client.prepare("a")
+    client.prepare("b")
+    (base / "precious").mkdir()
+    (base / "precious/file").write_text("precious")
+    place = process.root / "snapshots/1/fs/d"
+    place.mkdir()
+    subprocess.run(["mount", "--bind", base / "precious", place], check=True)
+    try:
+        client.remove("a")
+        client.remove("b")
+        client.clean_up()
+        assert (base / "precious/file").read_text() == "precious"
+        assert os.listdir(process.root / "snapshots") == ["1"]
+        assert "snapshots/1 can't be removed yet" in process.log.read_text()
+    finally:
+        subprocess.run(["umount", place], check=True)
+    client.clean_up()
+    assert os.listdir(process.root / "snapshots") == []
+
+
 # Its life
 
 

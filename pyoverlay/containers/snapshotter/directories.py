@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from pyoverlay.containers.snapshotter.snapshot import SnapshotError, Usage
-from pyoverlay.layers.layer import DescriptorCache, Layer
+from pyoverlay.images.removing import remove_tree
 
 log = logging.getLogger(__name__)
 
 _BLOCK: Final = 512
 _MODE: Final = 0o755
-_DESCRIPTORS: Final = 256
 _REFUSED_IN_ROOT: Final = ',:\\"\n'
 
 
@@ -80,7 +79,7 @@ class Directories:
             status = None if parent is None else os.stat(self.layer(parent))
             if path.exists():
                 # Of a snapshot that never came to be, but had this number.
-                self._remove(path.name)
+                remove_tree(path)
             path.mkdir(mode=0o700)
             self._make_layer(self.layer(number), status)
             if writable:
@@ -105,22 +104,9 @@ class Directories:
         """Remove what `orphans` told; what can't be removed stays for the next time, and is logged."""
         for name in orphans:
             try:
-                self._remove(name)
+                remove_tree(self._snapshots / name)
             except OSError as failure:
                 log.warning("%s can't be removed yet: %s", self._snapshots / name, failure.strerror)
-
-    def _remove(self, name: str) -> None:
-        # Walks with descriptors and with constant stack depth, however deep a layer is.
-        cache = DescriptorCache(_DESCRIPTORS)
-        layer = Layer(str(self._snapshots), os.dup(self._descriptor), cache, writable=True)
-        try:
-            layer.root.remove_tree(os.fsencode(name))
-        except FileNotFoundError:
-            # Another thread was faster.
-            pass
-        finally:
-            cache.close()
-            layer.close()
 
     def usage(self, number: int) -> Usage:
         """Measure a snapshot's own layer: the blocks of each inode once (continuity: fs/du_unix.go).

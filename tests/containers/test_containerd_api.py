@@ -227,6 +227,36 @@ def test_cleaning_up_stops_before_what_is_mounted(client: Client, process: Proce
     assert os.listdir(process.root / "snapshots") == []
 
 
+def _prepare_many(client: Client) -> None:
+    for number in range(1000):
+        client.prepare(f"{number}", labels={"label": "x" * 4000})
+
+
+def test_a_full_disk(base: Path) -> None:
+    process = Process(base)
+    process.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", process.root], check=True)
+    try:
+        process.start()
+        with contextlib.closing(Client(process.address)) as client:
+            client.prepare("first")
+            with (process.root / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(4096))
+            with refused(grpc.StatusCode.UNKNOWN, "full"):
+                _prepare_many(client)
+            kept = client.names()
+            (process.root / "filler").unlink()
+            client.prepare("at last")
+            assert client.names() == sorted([*kept, "at last"])
+            client.clean_up()
+            assert len(os.listdir(process.root / "snapshots")) == len(kept) + 1
+        assert process.end() == 0
+    finally:
+        process.remove()
+        subprocess.run(["umount", process.root], check=True)
+
+
 # Its life
 
 

@@ -121,15 +121,23 @@ class Store:
     def _transaction(self) -> Iterator[None]:
         """All of it or nothing, and no other thread's between."""
         with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
             try:
+                self._database.execute("BEGIN IMMEDIATE")
                 acknowledged = self._write_acknowledged()
                 yield
+                self._database.execute("COMMIT")
+            except sqlite3.OperationalError as failure:
+                self._roll_back()
+                raise SnapshotError(f"the database {self._path} can't be written: {failure}") from failure
             except BaseException:
-                self._database.execute("ROLLBACK")
+                self._roll_back()
                 raise
-            self._database.execute("COMMIT")
             self._acknowledged -= acknowledged
+
+    def _roll_back(self) -> None:
+        # A full disk has ended the transaction already.
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
 
     def _write_acknowledged(self) -> set[str]:
         names = self._acknowledged.copy()

@@ -254,7 +254,7 @@ def _described(
     files: Files, manifest: Manifest, names: list[str], path_of: PathOf = _blob_path
 ) -> FoundImage:
     config = _blob_document(files, manifest.config, path_of)
-    diff_ids = _diff_ids(config, len(manifest.layers))
+    diff_ids = diff_ids_of(config, len(manifest.layers))
     layers = [
         FoundLayer(diff_id, layer.size, _blob_opener(files, layer, path_of))
         for diff_id, layer in zip(diff_ids, manifest.layers, strict=True)
@@ -326,7 +326,7 @@ def _from_manifest(files: Files) -> FoundImage:
 
 def _from_list(files: Files, listed: ListedImage) -> FoundImage:
     config = _document(files, listed.config)
-    diff_ids = _diff_ids(config, len(listed.layers))
+    diff_ids = diff_ids_of(config, len(listed.layers))
     layers = []
     for diff_id, path in zip(diff_ids, listed.layers, strict=True):
         size = files.size(path)
@@ -362,7 +362,8 @@ def _document(files: Files, path: str) -> bytes:
     return data
 
 
-def _diff_ids(config: bytes, layers: int) -> list[Digest]:
+def diff_ids_of(config: bytes, layers: int) -> list[Digest]:
+    """Return the diffIDs that a configuration speaks of, which must be as many as there are layers."""
     parsed = documents.decode(config, ImageConfig, "the image's configuration")
     diff_ids = [parse_digest(diff_id) for diff_id in parsed.rootfs.diff_ids]
     if len(diff_ids) != layers:

@@ -1,7 +1,12 @@
-"""How is an image fetched from a registry, or from another program's store?  By skopeo."""
+"""How is an image fetched from a registry, or from another program's store?  By skopeo.
+
+A registry's layers are streamed, without those that are here; what skopeo reads elsewhere is copied as a
+whole.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -9,12 +14,14 @@ import tempfile
 from collections.abc import Sequence
 from typing import Final
 
-from pyoverlay.images import archives, loading, references
+from pyoverlay.images import archives, image_proxy, loading, references
 from pyoverlay.images.errors import ImageError
+from pyoverlay.images.image_proxy import UnsuitableError
 from pyoverlay.images.limits import Limits
 from pyoverlay.images.loading import Loaded, Watcher
 from pyoverlay.images.store import Store
 
+_REGISTRY: Final = "docker:"
 _TRANSPORTS: Final = (
     "containers-storage",
     "dir",
@@ -49,10 +56,19 @@ def pull(
         raise ImageError("pulling needs the program skopeo; install the package of this name")
     source = full_reference(reference)
     given = list(names) or names_of(source)
-    with (
-        store.adding(),
-        tempfile.TemporaryDirectory(dir=store.root / "unfinished", prefix="pull-") as scratch,
-    ):
+    with store.adding():
+        if source.startswith(_REGISTRY):
+            with contextlib.suppress(UnsuitableError):
+                image = image_proxy.find_image(program, source, given)
+                return loading.add_images(store, [image], watcher, limits, given)
+        return _copied(store, program, source, watcher, limits, given)
+
+
+def _copied(
+    store: Store, program: str, source: str, watcher: Watcher, limits: Limits, names: Sequence[str]
+) -> list[Loaded]:
+    """Have skopeo copy the whole image, and load the copy."""
+    with tempfile.TemporaryDirectory(dir=store.root / "unfinished", prefix="pull-") as scratch:
         copied = subprocess.run(
             # As "dir:", the manifest and the configuration stay as they are, and so does the image's ID.
             [program, "copy", "--quiet", source, f"dir:{scratch}"],
@@ -65,7 +81,7 @@ def pull(
         if copied.returncode:
             raise ImageError(f"{source}: skopeo failed: {_reason(copied.stderr)}")
         with archives.open_images(scratch, store.root / "unfinished", limits) as images:
-            return loading.add_images(store, images, watcher, limits, given)
+            return loading.add_images(store, images, watcher, limits, names)
 
 
 def full_reference(reference: str) -> str:

@@ -21,7 +21,7 @@ already isn't unpacked again.
 _PULL: Final = """
 REF is whatever skopeo reads (skopeo(1), "IMAGE NAMES"): docker://alpine, containers-storage:localhost/name,
 docker-daemon:name:tag, oci:DIR:TAG, docker-archive:FILE; without a transport it is a registry's image, as in
-"docker pull". Layers that are in the store already aren't fetched, where the transport allows it.
+"docker pull", and only the layers that aren't in the store yet are fetched.
 """
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -16,20 +17,19 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tests.containers.prepared_namespace import PreparedNamespace
-from tests.mount.command import processes_naming, wait_for
+from tests.mount.command import REPOSITORY, processes_naming, wait_for
 
 SYSTEM_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 """Where Debian's engines are: no others of the machine's are meant."""
 
-_STORAGE: Final = """\
-[storage]
-driver = "overlay"
-graphroot = "{base}/graph"
-rootless_storage_path = "{base}/graph"
-runroot = "{base}/run"
-[storage.options.overlay]
-{overlay}
-"""
+_PLACES_IN_README: Final = {
+    'graphroot = "/var/lib/containers/storage"': (
+        'graphroot = "{base}/graph"\nrootless_storage_path = "{base}/graph"'
+    ),
+    'runroot = "/run/containers/storage"': 'runroot = "{base}/run"',
+    'mount_program = "/usr/local/bin/pyoverlay"': "{mount_program}",
+}
+"""Lines of the configuration in the README, and what they are in a store of the tests."""
 
 # As little of the machine as can be: its cgroups, its network, and locks that all of its stores share.
 _ENGINE: Final = """\
@@ -69,10 +69,13 @@ class Podman:
         """
         self.base = base
         self.namespace = namespace
-        lines = [] if mount_program is None else [f'mount_program = "{mount_program}"']
-        lines += [f'mountopt = "{mount_options}"'] if mount_options else []
-        lines += [f'force_mask = "{force_mask}"'] if force_mask else []
-        (base / "storage.conf").write_text(_STORAGE.format(base=base, overlay="\n".join(lines)))
+        program = "" if mount_program is None else f'mount_program = "{mount_program}"'
+        storage = configuration_in_readme()
+        for line, own in _PLACES_IN_README.items():
+            storage = storage.replace(line, own.format(base=base, mount_program=program))
+        storage += f'mountopt = "{mount_options}"\n' if mount_options else ""
+        storage += f'force_mask = "{force_mask}"\n' if force_mask else ""
+        (base / "storage.conf").write_text(storage)
         (base / "containers.conf").write_text(_ENGINE.format(base=base))
         self.program = mount_program
         self._before = list(before)
@@ -180,3 +183,11 @@ def _words(pid: int) -> list[bytes]:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return []
+
+
+def configuration_in_readme() -> str:
+    """The storage.conf that the README tells people to use."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(\[storage\].*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    assert all(f"{line}\n" in block for line in _PLACES_IN_README)
+    return str(block)

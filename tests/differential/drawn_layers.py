@@ -19,7 +19,7 @@ NAMES = (b"a", b"b", b"c", b"d", b"e", b"sub", b"new\nline", b"\xff\xfe", b" -x,
 MODES = (0o644, 0o755, 0o600, 0o666, 0o777, 0o700, 0o4755, 0o2755, 0o6711, 0o1777, 0o440, 0)
 DIRECTORY_MODES = (0o755, 0o777, 0o700, 0o2775, 0o1777, 0o711, 0o555)
 OWNERS = ((0, 0), (0, 0), (1000, 1000), (1000, 1001), (1001, 1001), (65534, 65534))
-TARGETS = (b"a", b"../b", b"a/b", b"nowhere", b".", b"sub/", b"/nowhere", b"c" * 300)
+TARGETS = (b"a", b"../b", b"a/b", b"nowhere", b".", b"sub/", b"/proc/nowhere", b"c" * 300)
 SIZES = (0, 3, 100, 4096, 5000, 70_000)
 NULL, ZERO, NOWHERE = os.makedev(1, 3), os.makedev(1, 5), os.makedev(240, 0)
 

@@ -238,6 +238,8 @@ class Machine(RuleBasedStateMachine):
 
     def _step(self, operation: Operation) -> Outcome:
         pair = self._pair or self._mount()
+        if pair.is_over():
+            return Outcome(None)
         self._done.append(operation)
         with self._noting():
             releases = pair.releases
@@ -248,7 +250,7 @@ class Machine(RuleBasedStateMachine):
             if operation == REMOUNT or pair.releases > releases:
                 self._world.forget_held()
             self._world.update(scan(os.fsencode(pair.kernel.path)))
-            if len(self._done) % _STEPS_BETWEEN_COMPARISONS == 0:
+            if not pair.is_over() and len(self._done) % _STEPS_BETWEEN_COMPARISONS == 0:
                 pair.compare()
         return outcome
 

@@ -255,11 +255,16 @@ def status_of_target(path: bytes) -> Value:
     return shown(os.stat(path))
 
 
-def shown(found: os.stat_result) -> Value:
-    """What two twins share: type and mode, links, owner, size, device number, a time that was set."""
-    size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+def shown(found: os.stat_result, *, of_directories: bool = True) -> Value:
+    """What two twins share: type, mode, links, owner, size, device, a time that was set, a file's blocks.
+
+    of_directories: whether with the size of a directory.
+    """
     mtime = found.st_mtime_ns if found.st_mtime < RECENT_SECONDS else "recent"
-    return found.st_mode, found.st_nlink, found.st_uid, found.st_gid, size, found.st_rdev, mtime
+    blocks = found.st_blocks if stat.S_ISREG(found.st_mode) else 0
+    size = found.st_size if of_directories or not stat.S_ISDIR(found.st_mode) else 0
+    owner = found.st_uid, found.st_gid
+    return found.st_mode, found.st_nlink, *owner, size, found.st_rdev, mtime, blocks
 
 
 @_action

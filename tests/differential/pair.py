@@ -71,6 +71,7 @@ class Pair:
         self.prefix = prefix
         self._circumstances = circumstances
         self.history: list[tuple[Operation, Outcome]] = []
+        self._over = False
         self.releases = 0
         """How often all that was held open was closed, as it would show different files from then on."""
         self.kernel = Mount(Kind.KERNEL, _stack(base / "kernel", lowers), *options)
@@ -95,6 +96,10 @@ class Pair:
         finally:
             self.kernel.remove()
 
+    def is_over(self) -> bool:
+        """Whether the trees differ by now as the table allows: nothing more is performed or compared."""
+        return self._over
+
     # --- what is done --------------------------------------------------------------------------------------
 
     def perform(self, operation: Operation) -> Outcome:
@@ -103,6 +108,8 @@ class Pair:
         Raises:
             MismatchError: the answers, or what was compared, differ in a way that isn't allowed.
         """
+        if self._over:
+            return Outcome(None)
         if operation in (REMOUNT, FORGET, COMPARE):
             return self._perform_on_the_mounts(operation)
         expected, actual = self._answers(operation)
@@ -116,6 +123,8 @@ class Pair:
         self.history.append((operation, expected))
         if (operation.name, expected.error) in NEEDLESS_COPIES:
             self._copy_up_too(operation)
+        if line is not None and line.ends_script:
+            self._over = True
         if line is not None and line.ends_slots:
             self._release()
             self.releases += 1
@@ -186,6 +195,8 @@ class Pair:
     def finish(self) -> None:
         """Compares everything, unmounts, compares what is left on disk, and lets each read the other's."""
         self._release()
+        if self._over:
+            return
         self.compare_merged()
         for mount in self._mounts:
             with self._living():
@@ -199,6 +210,8 @@ class Pair:
 
     def cross(self) -> None:
         """After `finish`: mounts each upper with both programs, which must show the same tree."""
+        if self._over:
+            return
         for writer in self._mounts:
             pictures = []
             for kind in (self.kernel.kind, self.pyoverlay.kind):

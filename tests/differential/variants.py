@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.differential.allowed import BTRFS, SEVERAL_FILE_SYSTEMS, WITHOUT_HANDLES
+from tests.differential.allowed import BTRFS, OVERLAY_LOWER, SEVERAL_FILE_SYSTEMS, WITHOUT_HANDLES
 from tests.harness import Kind
 from tests.harness.disk import file_system
 from tests.harness.processes import in_user_namespace
@@ -48,6 +48,7 @@ class Variant:
         told = {
             WITHOUT_HANDLES: self.userxattr or "overlay" in self.lowers,
             SEVERAL_FILE_SYSTEMS: len({self.upper, *self.lowers}) > 1,
+            OVERLAY_LOWER: "overlay" in self.lowers,
             BTRFS: self.upper == "btrfs",
         }
         return frozenset(name for name, holds in told.items() if holds)

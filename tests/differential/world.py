@@ -58,6 +58,8 @@ class World:
     maps: set[tuple[Caller, int]] = field(default_factory=set)
     gone: list[bytes] = field(default_factory=list)
     """Names that were there once."""
+    _lost: set[tuple[Caller, int]] = field(default_factory=set)
+    """What is held open and was removed, or has another name."""
     set_ids: bool = True
     """Whether modes may have set-id bits; if not, files may have capabilities."""
 
@@ -65,10 +67,26 @@ class World:
         """Takes note of what exists now."""
         self.gone += [path for path in self.tree if path not in tree and path not in self.gone]
         self.tree = tree
-        # allowed.py: the kernel brings a fifo back when what was removed is changed.
         for key, slot in list(self.slots.items()):
+            if slot.path not in tree:
+                self._lost.add(key)
+            elif key in self._lost and slot.kind != "file":
+                self._let_be(key)
             if slot.kind == "special" and tree.get(slot.path) != "special":
-                del self.slots[key]
+                self._let_be(key)
+
+    def _let_be(self, key: tuple[Caller, int]) -> None:
+        """No script changes what isn't under its name any more: see the table of allowed differences."""
+        self.slots.pop(key, None)
+        self._lost.discard(key)
+
+    def _renamed(self, operation: Operation) -> None:
+        names = {
+            os.path.basename(name.rstrip(b"/")) for name in operation.arguments if isinstance(name, bytes)
+        }
+        for key, slot in list(self.slots.items()):
+            if slot.kind in ("directory", "special") and os.path.basename(slot.path) in names:
+                self._let_be(key)
 
     def attributes(self, path: bytes) -> list[bytes]:
         """The extended attributes of a name, none if there is no such name."""
@@ -76,16 +94,20 @@ class World:
             names = os.listxattr(os.path.join(self.root, path), follow_symlinks=False)
         except OSError:
             return []
-        return [os.fsencode(name) for name in names]
+        # On XFS it is how an ACL is stored; the kernel above FUSE doesn't know that it goes with it.
+        return [os.fsencode(name) for name in names if not name.startswith("trusted.SGI_ACL")]
 
     def took_place(self, operation: Operation) -> None:
         """Takes note of an operation that succeeded, if it is about what is held open."""
+        if operation.name in ("rename", "rename_below"):
+            self._renamed(operation)
         slot = operation.arguments[0] if operation.arguments else None
         if not isinstance(slot, int):
             return
         key = operation.caller, slot
         if operation.name in ("hold", "hold_below", "hold_again"):
             self.slots[key] = self._held(operation)
+            self._lost.discard(key)
         elif operation.name == "let_go":
             self.slots.pop(key, None)
         elif operation.name == "map_file":
@@ -116,4 +138,5 @@ class World:
     def forget_held(self) -> None:
         """Nothing is held any more."""
         self.slots.clear()
+        self._lost.clear()
         self.maps.clear()

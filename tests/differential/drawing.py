@@ -108,6 +108,8 @@ class Draw:
 
     def any(self) -> bytes:
         """Existing, missing, hidden, below a file, through a symlink, too long, odd."""
+        if self.aim is Aim.FAILURE and self.happens(50):
+            return self.pick([self.pick([b"a", *self.world.gone]), b"missing/a", b"x" * 256])
         existing = self.pick([b".", *self.world.tree])
         return self.pick(
             [

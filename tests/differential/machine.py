@@ -224,12 +224,14 @@ class Machine(RuleBasedStateMachine):
 
     def _instead(self, family: str) -> str:
         """The family itself, or the one that makes it possible: something must be held open first."""
-        world = self._world
-        if family == "maps" and not world.maps:
+        held = {slot.kind for slot in self._world.slots.values()}
+        if family == "maps" and not self._world.maps:
             family = "mapping"
-        if family == "held names" and not any(slot.kind == "directory" for slot in world.slots.values()):
+        if family == "held names" and "directory" not in held:
             return "opening directories"
-        return "opening" if family in OF_HOLDERS and not world.slots else family
+        if family in ("held", "held contents", "mapping") and "file" not in held:
+            return "opening"
+        return "opening" if family in OF_HOLDERS and not held else family
 
     def _draw(self, family: str, data: bytes) -> None:
         maker, operation = draw_operation(self._instead(family), Dice(data), self._world, self.record.tally)

@@ -45,7 +45,7 @@ class Tally(Generic[Maker]):
     def _rarer(self, maker: Maker) -> float:
         # Tries count a little, too, or what can't succeed for now would be all that is drawn.
         succeeded, failed = self._succeeded[maker], self._failed[maker]
-        return min(succeeded, failed) + (succeeded + failed) / 10
+        return min(succeeded, failed) + (succeeded + failed) / 15
 
     def aim(self, dice: Dice, maker: Maker) -> Aim:
         """What the next draw of `maker` is to come to: more often than not what it came to more rarely."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from pyoverlay.images import implied, whiteouts
-from pyoverlay.images.catalogue import find_image
-from pyoverlay.images.digests import Digest, digest_of
+from pyoverlay.images import whiteouts
+from pyoverlay.images.digests import Digest
 from pyoverlay.images.errors import ImageError, shown
-from pyoverlay.images.inspecting import layers_of
 from pyoverlay.images.record import RecordedTar
 from pyoverlay.images.store import LayerRecord, Store
 from pyoverlay.images.storing import Privileges
@@ -46,7 +44,7 @@ def check_layer(store: Store, diff_id: Digest) -> list[str]:
     """
     known = store.record_of(diff_id)
     if known is None:
-        return ["it wasn't on the disk yet when the machine stopped; load its image again"]
+        return ["it isn't there; load its image again"]
     problems: list[str] = []
     try:
         with store.open_record(diff_id) as record:
@@ -64,35 +62,20 @@ def check_layer(store: Store, diff_id: Digest) -> list[str]:
     return problems
 
 
-def images_to_check(store: Store, texts: Sequence[str]) -> list[Digest]:
-    """Return the images that these names or IDs stand for; all when there are none."""
-    return [find_image(store, text) for text in texts] if texts else sorted(store.images())
+def is_sound(store: Store, diff_id: Digest) -> bool:
+    """Whether the store has a layer that can be used.
 
-
-def layers_to_check(store: Store, texts: Sequence[str]) -> list[Digest]:
-    """Return the layers of these images, each once; all that the store has when there are none."""
-    if not texts:
-        return store.layers()
-    return sorted(
-        {layer for image_id in images_to_check(store, texts) for layer in layers_of(store, image_id)}
-    )
-
-
-def check_image(store: Store, image_id: Digest) -> list[str]:
-    """Compare an image with its ID; of its layers, only see whether they are there."""
-    try:
-        config = store.config_bytes(image_id)
-        layers = layers_of(store, image_id)
-    except ImageError as error:
-        return [str(error)]
-    if digest_of(config) != image_id:
-        return ["its configuration was changed"]
-    problems = [f"layer {layer} is missing" for layer in layers if store.record_of(layer) is None]
-    if store.config(image_id).rootfs.diff_ids != layers:
-        problems.append("its configuration speaks of other layers")
-    if not problems and not implied.is_adjusted(store, layers):
-        problems.append("the attributes that its layers take from those beneath them were changed")
-    return problems
+    A layer isn't brought to the disk before it is used, as that may take long on a busy machine. If the
+    machine was started anew since it was unpacked, it is looked at once, as `check_layer` does.
+    """
+    if store.record_of(diff_id) is None:
+        return False
+    if not store.is_doubtful(diff_id):
+        return True
+    if check_layer(store, diff_id):
+        return False
+    store.settle(diff_id)
+    return True
 
 
 class _Comparison:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
-from pyoverlay.images import documents, implied, packing, platforms
+from pyoverlay.images import checking, documents, implied, packing, platforms
 from pyoverlay.images.digests import Digest, digest_of
 from pyoverlay.images.documents import ImageConfig
 from pyoverlay.images.errors import ImageError
@@ -76,7 +76,7 @@ def commit(store: Store, wanted: Commit) -> Digest:
         diff_id = Digest(f"sha256:{writer.hash.hexdigest()}")
         spool.seek(0)
         with store.lock_layer(diff_id):
-            if store.record_of(diff_id) is None:
+            if not checking.is_sound(store, diff_id):
                 store.add_layer(diff_id, spool, _NO_LIMITS)
         beneath = layers_of(store, wanted.base) if wanted.base is not None else []
         layers = [*beneath, diff_id]

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from pyoverlay.images import archives, implied
+from pyoverlay.images import archives, checking, implied
 from pyoverlay.images.archives import FoundImage, FoundLayer
 from pyoverlay.images.digests import Digest
 from pyoverlay.images.errors import CancelledError
@@ -78,7 +78,7 @@ class _Load:
     def _layer(self, layer: FoundLayer) -> None:
         self._stop_if_cancelled()
         with self.store.lock_layer(layer.diff_id, self._wait):
-            existed = self.store.record_of(layer.diff_id) is not None
+            existed = checking.is_sound(self.store, layer.diff_id)
             if not existed:
                 self._unpack(layer)
         self.watcher.finish(layer.diff_id, existed=existed)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from pyoverlay.images.checking import is_sound
 from pyoverlay.images.digests import Digest, chain_ids, hexadecimal
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.store import Store
@@ -38,8 +39,10 @@ def lower_directories(store: Store, layers: Sequence[Digest]) -> list[Path]:
     lowers: list[Path] = []
     for diff_id, chain_id in zip(reversed(layers), reversed(chain_ids(layers)), strict=True):
         record = store.record_of(diff_id)
-        if record is None:
-            raise ImageError(f"layer {diff_id} isn't in the store {store.root}: load the image again")
+        if record is None or not is_sound(store, diff_id):
+            raise ImageError(
+                f"layer {diff_id} isn't in the store {store.root}, or not as it was: load the image again"
+            )
         adjusted = store.adjusted / hexadecimal(chain_id)
         if adjusted.is_dir():
             lowers.append(adjusted)

@@ -22,7 +22,6 @@ is removed by whoever gets its lock next.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import tempfile
 import time
@@ -49,7 +48,6 @@ from pyoverlay.layers import marks
 _ROOT_STORE: Final = "/var/lib/pyoverlay"
 _USER_STORE: Final = ".local/share"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class LayerRecord(msgspec.Struct, frozen=True):
@@ -158,16 +156,29 @@ class Store:
         return self._layers / hexadecimal(diff_id) / "diff"
 
     def record_of(self, diff_id: Digest) -> LayerRecord | None:
-        """Return what is known of a layer; None when there is no such, or a crash may have damaged it."""
-        place = self._layers / hexadecimal(diff_id)
+        """Return what is known of a layer; None when there is no such."""
+        path = self._layers / hexadecimal(diff_id) / "layer.json"
         try:
-            data = (place / "layer.json").read_bytes()
-            unsynced = (place / "unsynced").read_bytes() if (place / "unsynced").exists() else None
+            data = path.read_bytes()
         except FileNotFoundError:
             return None
-        if unsynced is not None and unsynced != _boot_id():
-            return None
-        return documents.decode(data, LayerRecord, f"{place}/layer.json")
+        return documents.decode(data, LayerRecord, str(path))
+
+    def is_doubtful(self, diff_id: Digest) -> bool:
+        """Whether the machine was started anew since a layer was unpacked or last looked at."""
+        try:
+            return self._boot_mark(diff_id).read_bytes() != _boot_id()
+        except FileNotFoundError:
+            return False
+
+    def settle(self, diff_id: Digest) -> None:
+        """Take note that a doubtful layer is sound."""
+        with contextlib.suppress(PermissionError):
+            # Who may only read a store looks anew each time.
+            self._boot_mark(diff_id).unlink(missing_ok=True)
+
+    def _boot_mark(self, diff_id: Digest) -> Path:
+        return self._layers / hexadecimal(diff_id) / "boot"
 
     def layers(self) -> list[Digest]:
         """Return the diffIDs of all layers."""
@@ -232,7 +243,7 @@ class Store:
                     f"its content is {result.diff_id}: it was damaged or exchanged on its way here"
                 )
             (unfinished / "layer.json").write_bytes(documents.encode(result))
-            (unfinished / "unsynced").write_bytes(_boot_id())
+            (unfinished / "boot").write_bytes(_boot_id())
             self._publish(diff_id, unfinished)
         except ImageError as error:
             remove_tree(unfinished)
@@ -245,7 +256,7 @@ class Store:
     def _publish(self, diff_id: Digest, unfinished: Path) -> None:
         place = self._layers / hexadecimal(diff_id)
         if place.exists():
-            # Left by a crash of the machine.
+            # Hurt by a crash of the machine.
             remove_tree(place)
         unfinished.rename(place)
 
@@ -266,20 +277,6 @@ class Store:
                 os.close(descriptor)
                 removed += 1
         return removed
-
-    def sync(self, diff_ids: list[Digest]) -> None:
-        """Bring layers to the disk."""
-        unsynced = [self._layers / hexadecimal(diff_id) / "unsynced" for diff_id in diff_ids]
-        unsynced = [mark for mark in unsynced if mark.exists()]
-        if unsynced:
-            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                if _libc.syncfs(descriptor) < 0:
-                    raise ImageError(f"{self.root}: not everything could be brought to the disk")
-            finally:
-                os.close(descriptor)
-        for mark in unsynced:
-            mark.unlink(missing_ok=True)
 
     # Pins
 
@@ -326,7 +323,6 @@ class Store:
     def add_image(self, image_id: Digest, config: bytes, layers: list[Digest], names: list[str]) -> None:
         """Add an image whose layers are all there, or give one more names; others lose these names."""
         _write_atomically(self._configs / hexadecimal(image_id), config)
-        self.sync(layers)
         with self.changing_images() as images:
             for other, record in images.items():
                 kept = [name for name in record.names if name not in names]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyoverlay.images import checking, inspecting, saving
+from pyoverlay.images import checking, image_checking, inspecting, saving
 from pyoverlay.images.digests import Digest
 from pyoverlay.images.saving import Form, Wanted
 from pyoverlay.images.stacking import lower_directories
@@ -49,7 +49,7 @@ def save(redis: tuple[Store, Digest], target: Path, form: Form) -> Path:
 def test_its_layers_are_sound_and_shared(redis: tuple[Store, Digest], redis_archive: Path) -> None:
     store, image_id = redis
     assert [text for layer in store.layers() for text in checking.check_layer(store, layer)] == []
-    assert checking.check_image(store, image_id) == []
+    assert image_checking.check_image(store, image_id) == []
     _, watched = load(store, redis_archive)
     assert list(watched.existed.values()) == [True] * (redis_image.LAYERS + 1)
     described = inspecting.inspect(store, image_id)

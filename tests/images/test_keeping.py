@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pyoverlay.images import catalogue, checking, committing, inspecting
+from pyoverlay.images import catalogue, checking, committing, image_checking, inspecting, stacking
 from pyoverlay.images.committing import Commit
 from pyoverlay.images.digests import Digest
 from pyoverlay.images.errors import ImageError
@@ -184,11 +184,11 @@ def test_reading_makes_no_store(base: Path, store: Store) -> None:
 
 
 def big_images(base: Path) -> list[tuple[Path, Image]]:
-    """Two images with the same three layers beneath, of 150 files each."""
+    """Two images with the same three layers beneath, of 400 files each."""
     shared = []
     for number in range(3):
         layer = LayerTar()
-        for name in range(150):
+        for name in range(400):
             layer.add(f"{number}/{name}", b"%d" % name * 500)
         shared.append(layer.bytes())
     images = [Image([*shared, simple_layer(name)], f"localhost/{name}:1") for name in ("one", "two")]
@@ -223,31 +223,33 @@ def test_two_loads_at_once_unpack_each_layer_once(base: Path, store: Store) -> N
     assert set(store.images()) == {image.image_id for _, image in images}
 
 
-def test_a_killed_load_leaves_nothing_half_there(base: Path, store: Store, long: bool) -> None:
+def test_a_killed_load_leaves_nothing_half_there(base: Path, store_in_memory: Store, long: bool) -> None:
+    store = store_in_memory
     (layout, image), _ = big_images(base)
     chance = random.Random(7)
     started = time.monotonic()
-    process = start_load(Store(base / "measured"), layout)
+    process = start_load(Store(store.root / "measured"), layout)
     process.communicate(timeout=120)
     takes = time.monotonic() - started
     for _ in range(50 if long else 10):
         process = start_load(store, layout)
-        time.sleep(chance.uniform(0.1, 1) * takes)  # At a random moment: there is nothing to wait for.
+        time.sleep(chance.uniform(0.3, 1) * takes)  # At a random moment: there is nothing to wait for.
         process.send_signal(signal.SIGKILL)
         process.communicate()
         problems = [text for layer in store.layers() for text in checking.check_layer(store, layer)]
         assert problems == []
         for image_id in store.images():
-            assert checking.check_image(store, image_id) == []
+            assert image_checking.check_image(store, image_id) == []
         load(store, layout)
-        assert checking.check_image(store, Digest(image.image_id)) == []
+        assert image_checking.check_image(store, Digest(image.image_id)) == []
         assert sorted(store.layers()) == sorted(image.diff_ids)
         catalogue.prune(store, every=True)
         assert store.layers() == []
         assert not any((store.root / "unfinished").iterdir())
 
 
-def test_a_killed_commit_leaves_nothing_half_there(base: Path, store: Store, long: bool) -> None:
+def test_a_killed_commit_leaves_nothing_half_there(base: Path, store_in_memory: Store, long: bool) -> None:
+    store = store_in_memory
     upper = base / "upper"
     upper.mkdir()
     for number in range(400):
@@ -262,12 +264,12 @@ def test_a_killed_commit_leaves_nothing_half_there(base: Path, store: Store, lon
         process = subprocess.Popen(
             words, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(chance.uniform(0.1, 1) * takes)  # At a random moment: there is nothing to wait for.
+        time.sleep(chance.uniform(0.3, 1) * takes)  # At a random moment: there is nothing to wait for.
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert [text for layer in store.layers() for text in checking.check_layer(store, layer)] == []
         image_id = committing.commit(store, Commit(str(upper), names=["localhost/made:1"]))
-        assert checking.check_image(store, image_id) == []
+        assert image_checking.check_image(store, image_id) == []
         (layer,) = inspecting.layers_of(store, image_id)
         assert checking.check_layer(store, layer) == []
 
@@ -281,19 +283,25 @@ def test_leftovers_go_with_prune(base: Path, store: Store) -> None:
     assert not left.exists()
 
 
-def test_a_layer_that_a_crash_of_the_machine_may_have_hurt_is_unpacked_anew(base: Path, store: Store) -> None:
+@pytest.mark.parametrize("hurt", [True, False])
+def test_after_a_restart_of_the_machine_a_layer_is_looked_at_once(
+    hurt: bool, base: Path, store: Store
+) -> None:
     layout = write_layout(base / "layout", Image([LAYER]))
     load(store, layout)
     layer = Digest(sha256(LAYER))
     place = store.layer_directory(layer).parent
-    assert not (place / "unsynced").exists()
-    (place / "unsynced").write_text("another boot")
-    (place / "diff/empty").unlink()
-    assert store.record_of(layer) is None
-    assert checking.check_layer(store, layer) != []
+    assert not store.is_doubtful(layer)
+    (place / "boot").write_text("an earlier start")
+    if hurt:
+        (place / "diff/empty").unlink()
+        with pytest.raises(ImageError, match="not as it was"):
+            stacking.lower_directories(store, [layer])
     _, watched = load(store, layout)
-    assert watched.existed == {layer: False}
+    assert watched.existed == {layer: not hurt}
+    assert not store.is_doubtful(layer)
     assert checking.check_layer(store, layer) == []
+    assert stacking.lower_directories(store, [layer]) == [place / "diff"]
 
 
 def test_a_store_that_can_not_be_written(base: Path) -> None:

@@ -75,14 +75,14 @@ def check(words: list[str]) -> int:
     )
     found.add_argument("images", nargs="*", metavar="IMAGE", help="which images (default: all layers)")
     asked = found.parse_args(words)
-    from pyoverlay.images import checking  # noqa: PLC0415  # --help must not wait for it
+    from pyoverlay.images import checking, image_checking  # noqa: PLC0415  # --help must not wait for it
 
     store = arguments.store(asked)
     problems = 0
     with store.adding():
-        chosen = checking.layers_to_check(store, asked.images)
-        for image_id in checking.images_to_check(store, asked.images):
-            for text in checking.check_image(store, image_id):
+        chosen = image_checking.layers_to_check(store, asked.images)
+        for image_id in image_checking.images_to_check(store, asked.images):
+            for text in image_checking.check_image(store, image_id):
                 problems += 1
                 print(f"image {image_id}: {text}")
         for layer in chosen:

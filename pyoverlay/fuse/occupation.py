@@ -1,7 +1,8 @@
 """Is a directory the upper of a live mount?
 
 An upper has one writer.  A daemon whose mount has gone is about to end, and has its upper locked for a moment
-longer: whoever mounts that upper anew, as a container's shim does at once, only has to wait.
+longer: whoever mounts that upper anew, as a container's shim does at once, only has to wait.  The moment is
+longer while another mount namespace, a copy made for another container, say, still has the mount.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final, cast
 
 from pyoverlay.fuse import control
 
-_SECONDS_TO_END: Final = 10
+_SECONDS_TO_END: Final = 60
 _SECONDS_BEFORE_ASKING: Final = 0.3
 """Most daemons that are about to end have ended then; one that hangs doesn't answer for long."""
 _PAUSE_SECONDS: Final = 0.01

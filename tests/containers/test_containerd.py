@@ -8,7 +8,9 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,35 @@ def test_containers_outlive_the_snapshotter(containerd: Containerd) -> None:
         # It is found again, by itself.
         wait_for(lambda: containerd.run("snapshots", "usage", name).returncode == 0)
     wait_for(lambda: not containerd.mount_daemons())
+
+
+def test_many_at_once(containerd: Containerd, long: bool) -> None:
+    """Over shared lowers, started and stopped again and again for two minutes in the long form."""
+    at_once, end = (20, time.monotonic() + 120) if long else (6, time.monotonic())
+
+    def run(number: int) -> int:
+        rounds = 0
+        while rounds == 0 or time.monotonic() < end:
+            script = f"echo {number} >> /d/g && cat /d/g && rm /d/h && mkdir /d/{number} && ls /d"
+            assert containerd.run_in(IMAGE, script).split() == ["new", "g", f"{number}", f"{number}", "g"]
+            rounds += 1
+        return rounds
+
+    descriptors = _descriptors(containerd)
+    with ThreadPoolExecutor(at_once) as pool:
+        rounds = sum(pool.map(run, range(at_once)))
+    print(f"{rounds} containers")
+    wait_for(lambda: not containerd.mount_daemons())
+    assert mounts_below(containerd.base) == []
+    containerd.collect_garbage()
+    assert containerd.kept() == sorted(containerd.snapshots())
+    assert len(containerd.snapshots()) == containerd.directories() == len(LAYERS)
+    wait_for(lambda: _descriptors(containerd) <= descriptors)
+
+
+def _descriptors(containerd: Containerd) -> int:
+    """How many descriptors the snapshotter has open."""
+    return len(os.listdir(f"/proc/{containerd.snapshotter.pid}/fd"))
 
 
 def test_removing_everything_leaves_nothing(base: Path) -> None:

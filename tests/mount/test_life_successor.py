@@ -70,6 +70,31 @@ def _is_opened(directory: Path, *, than: int) -> bool:
     return False
 
 
+def test_a_new_mount_of_the_same_upper_waits_while_another_namespace_has_the_old_one(base: Path) -> None:
+    stack = make_stack(base / "stack")
+    first = Mount(Kind.PYOVERLAY, stack)
+    first.mount()
+    daemon = first.pid
+    assert daemon is not None
+    words = ["unshare", "--mount", "--propagation=private", "sh", "-c", "echo; exec sleep 1000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            umount(stack.merged, 0)
+            layers = [f"--lower={stack.lower}", f"--upper={stack.upper}", f"--work={stack.work}"]
+            second = start("mount", *layers, stack.merged, stderr=subprocess.PIPE)
+            wait_for(lambda: _is_opened(stack.upper, than=daemon) or second.poll() is not None)
+            assert Path(f"/proc/{daemon}").exists()
+            holder.kill()
+            _, said = second.communicate(timeout=LIMIT_SECONDS)
+            assert (second.returncode, said) == (0, b"")
+            succeed(pyoverlay("unmount", stack.merged))
+        finally:
+            holder.kill()
+            first.remove()
+
+
 def test_an_upper_in_use_is_refused_at_once(base: Path) -> None:
     stack = make_stack(base / "stack")
     with Mount(Kind.PYOVERLAY, stack):

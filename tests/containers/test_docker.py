@@ -7,42 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.containers import docker_elsewhere
+from tests.containers.busybox_image import MADE_ANEW
 from tests.containers.docker_daemon import Docker
 from tests.harness import Entry
 from tests.mount.command import REPOSITORY, wait_for
 
 IMAGE = "small"
-MADE_ANEW = "rm -rf /d && mkdir /d && echo new > /d/g"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def image(docker: Docker) -> None:
-    """Give dockerd the image `IMAGE`: busybox, and a directory /d with the files f and g."""
-    docker.build(_context(docker.base / "context"), IMAGE)
-
-
-def _context(directory: Path) -> Path:
-    programs = directory / "bin"
-    programs.mkdir(parents=True)
-    shutil.copy("/bin/busybox", programs)
-    applets = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
-    for name in applets:
-        if name != "busybox":
-            (programs / name).symlink_to("busybox")
-    (directory / "Dockerfile").write_text(
-        "FROM scratch\n"
-        "COPY bin /bin\n"
-        "RUN mkdir /d /e && echo old | tee /d/f /d/g /e/h > /dev/null && chmod 4711 /e/h && chown 5:6 /e/h\n"
-    )
-    return directory
+def image(docker: Docker, busybox_context: Path) -> None:
+    """Give dockerd the image `IMAGE`, which is that of `busybox_image`."""
+    docker.build(busybox_context, IMAGE)
 
 
 @pytest.fixture

@@ -221,6 +221,13 @@ def test_shifted_ids(podman: Podman, small: str) -> None:
         assert len(_layers(podman) - layers) == 1
 
 
+def test_a_single_id(podman: Podman, small: str) -> None:
+    """A map of one id is squash_to_uid and squash_to_gid in podman's words: root is who owns all."""
+    maps = [f"--uidmap=0:{SHIFTED}:1", f"--gidmap=0:{SHIFTED}:1"]
+    script = "echo new > /d/new; stat -c '%u:%g' /e/h /d/new /d"
+    assert podman("run", "--rm", *maps, small, "sh", "-c", script).split() == ["0:0"] * 3
+
+
 def test_automatic_user_namespaces(podman: Podman, small: str) -> None:
     told = podman(
         "run", "--rm", "--userns=auto:size=1024", small, "sh", "-c", "cat /proc/self/uid_map; id -u"

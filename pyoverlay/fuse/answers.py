@@ -9,13 +9,49 @@ from collections.abc import Callable
 from typing import Final
 
 from pyoverlay.fuse import messages
-from pyoverlay.overlay.filesystem import Caller, Node, OverlayFilesystem
+from pyoverlay.layers.syscalls import NOW
+from pyoverlay.overlay.filesystem import Caller, Change, Node, OverlayFilesystem
 
 
 def caller_of(message: memoryview, umask: int) -> Caller:
     """Return who sent a request."""
     user, group, pid = messages.CALLER.unpack_from(message)
     return Caller(user, group, umask, pid)
+
+
+def sets_times_to_now(message: memoryview) -> bool:
+    """Tell whether a SETATTR asks for the present, which is another right than to set any time."""
+    now = messages.FATTR_ATIME_NOW | messages.FATTR_MTIME_NOW
+    valid: int = messages.COUNT.unpack_from(message, messages.BODY)[0]
+    return valid & now == now
+
+
+def change_of(message: memoryview) -> tuple[Change, int | None]:
+    """Return the change that a SETATTR asks for, and the open file that it is asked through, if any."""
+    valid, handle, size, access, modification, access_ns, modification_ns, mode, user, group = (
+        messages.SETATTR.unpack_from(message, messages.BODY)
+    )
+    change = Change(
+        mode=mode if valid & messages.FATTR_MODE else None,
+        user=user if valid & messages.FATTR_UID else None,
+        group=group if valid & messages.FATTR_GID else None,
+        size=size if valid & messages.FATTR_SIZE else None,
+        access_ns=_time(valid, messages.FATTR_ATIME, messages.FATTR_ATIME_NOW, access, access_ns),
+        modification_ns=_time(
+            valid, messages.FATTR_MTIME, messages.FATTR_MTIME_NOW, modification, modification_ns
+        ),
+    )
+    return change, handle if valid & messages.FATTR_FH else None
+
+
+def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
+    """Return a time that SETATTR asks for, in ns since the epoch."""
+    if valid & now:
+        return NOW
+    if not valid & given:
+        return None
+    signed = seconds - (1 << 64) if seconds >> 63 else seconds
+    return signed * 1_000_000_000 + nanoseconds
 
 
 class Answers:

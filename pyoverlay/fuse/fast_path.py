@@ -16,13 +16,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pyoverlay.fuse import messages, wire
-from pyoverlay.fuse.answers import Answers, caller_of
+from pyoverlay.fuse.answers import Answers, caller_of, change_of
 from pyoverlay.fuse.device import MAX_TRANSFER
 from pyoverlay.fuse.reading import read_from_cache
 from pyoverlay.fuse.wire import Buffer, Opcode
-from pyoverlay.layers.syscalls import NOW, error
+from pyoverlay.layers.syscalls import FLAG_COMMANDS, error
 from pyoverlay.overlay.filesystem import (
-    Change,
     CopyUpNeeded,
     LoadNeeded,
     NameOnly,
@@ -188,24 +187,8 @@ class FastPath:
         return self._answers.attributes(self._filesystem.node(nodeid))
 
     def _set_attributes(self, nodeid: int, message: memoryview) -> Buffer:
-        valid, handle, size, access, modification, access_ns, modification_ns, mode, user, group = (
-            messages.SETATTR.unpack_from(message, messages.BODY)
-        )
-        if not valid & messages.FATTR_CHANGES:
-            # A chown(2) to nobody: whether it is allowed isn't a thing to find out in passing.
-            raise _Waits
-        change = Change(
-            mode=mode if valid & messages.FATTR_MODE else None,
-            user=user if valid & messages.FATTR_UID else None,
-            group=group if valid & messages.FATTR_GID else None,
-            size=size if valid & messages.FATTR_SIZE else None,
-            access_ns=_time(valid, messages.FATTR_ATIME, messages.FATTR_ATIME_NOW, access, access_ns),
-            modification_ns=_time(
-                valid, messages.FATTR_MTIME, messages.FATTR_MTIME_NOW, modification, modification_ns
-            ),
-        )
-        opened = handle if valid & messages.FATTR_FH else None
-        return self._answers.attributes(self._filesystem.change_attributes(nodeid, change, opened))
+        node = self._filesystem.change_attributes(nodeid, *change_of(message))
+        return self._answers.attributes(node)
 
     def _read_link(self, nodeid: int, _message: memoryview) -> Buffer:
         return self._filesystem.read_link(nodeid)
@@ -275,8 +258,11 @@ class FastPath:
         self._filesystem.release(messages.NUMBER.unpack_from(message, messages.BODY)[0])
         return b""
 
-    def _control(self, _nodeid: int, _message: memoryview) -> Buffer:
-        """Know no ioctl(2), as is said of the many that only ask whether a file is a terminal."""
+    def _control(self, _nodeid: int, message: memoryview) -> Buffer:
+        """Know no ioctl(2) here, as is said of the many that only ask whether a file is a terminal."""
+        command, _, _ = messages.CONTROL.unpack_from(message, messages.BODY)
+        if command in FLAG_COMMANDS:
+            raise _Waits
         raise error(errno.ENOTTY)
 
     # Directories
@@ -308,16 +294,6 @@ class FastPath:
             entry = self._entry(listed)
             return messages.directory_entry(entry, listed.inode, listed.file_type, name, next_offset)
         return messages.directory_entry(messages.NAME_ONLY_ENTRY, inode, mode, name, next_offset)
-
-
-def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
-    """Return a time that SETATTR asks for, in ns since the epoch."""
-    if valid & now:
-        return NOW
-    if not valid & given:
-        return None
-    signed = seconds - (1 << 64) if seconds >> 63 else seconds
-    return signed * 1_000_000_000 + nanoseconds
 
 
 def _sized(message: memoryview, value: bytes) -> Buffer:

@@ -180,7 +180,7 @@ class Forwarder:
 
     async def _forward(self, request: Request) -> bool:
         """Pass a request on to pyfuse3; False when it isn't, but was or will be answered instead."""
-        if self._own_opcodes is not None and self._own_opcodes.answers(request.opcode):
+        if self._own_opcodes is not None and self._own_opcodes.answers(request):
             self.answered += 1
             self._in_flight[request.unique] = request
             self._own_opcodes.begin(request)

@@ -36,6 +36,7 @@ ALLOCATE: Final = struct.Struct("=QqqI4x")  # fh, offset, length, mode
 SEEK: Final = struct.Struct("=QqI4x")  # fh, offset, whence
 COPY_RANGE: Final = struct.Struct("=QqQQqQ8x")
 """fh_in, off_in, nodeid_out, fh_out, off_out, len."""
+CONTROL: Final = struct.Struct("=12xI8xII")  # cmd, in_size, out_size
 
 FATTR_MODE: Final = 1 << 0
 FATTR_UID: Final = 1 << 1
@@ -57,6 +58,7 @@ _OPENED: Final = struct.Struct("=QIi")
 _SIZE: Final = struct.Struct("=II")
 _STATFS: Final = struct.Struct("=QQQQQIII28x")
 
+_CONTROLLED: Final = struct.Struct("=iIII")
 _STATX_VALID: Final = struct.Struct("=QII16x")
 _STATX: Final = struct.Struct("=IIQIIIH2xQQQQqI4xqI4xqI4xqI4xII120x")
 _BASIC_STATS: Final = 0x7FF
@@ -173,6 +175,11 @@ def size_answer(size: int) -> bytes:
 def position_answer(position: int) -> bytes:
     """Write struct fuse_lseek_out or fuse_copy_file_range_out."""
     return NUMBER.pack(position)
+
+
+def control_answer(value: bytes) -> bytes:
+    """Write struct fuse_ioctl_out, and what the call returns in memory."""
+    return _CONTROLLED.pack(0, 0, 0, 0) + value
 
 
 def file_system_answer(status: os.statvfs_result) -> bytes:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import trio
 
 from pyoverlay.fuse import messages, wire
-from pyoverlay.fuse.answers import Answers, caller_of
+from pyoverlay.fuse.answers import Answers, caller_of, change_of, sets_times_to_now
 from pyoverlay.fuse.copying import CopyUpQueue
 from pyoverlay.fuse.exchange import Request
 from pyoverlay.fuse.wire import Buffer, Opcode
-from pyoverlay.layers.syscalls import error
+from pyoverlay.layers.syscalls import FLAG_COMMANDS, GET_EXTENDED_FLAGS, GET_FLAGS, SET_FLAGS, error
 from pyoverlay.overlay.filesystem import CopyUpNeeded, OverlayFilesystem, RangeWork
 from pyoverlay.privileges import keeps_set_id_bits
 
@@ -74,12 +75,15 @@ class OwnOpcodes:
             int(Opcode.COPY_FILE_RANGE_64): self._copy_long_range,
             int(Opcode.TMPFILE): self._create_unnamed,
             int(Opcode.STATX): self._get_extended_attributes,
+            int(Opcode.SETATTR): self._set_attributes,
             int(Opcode.IOCTL): self._control,
         }
 
-    def answers(self, opcode: int) -> bool:
-        """Tell whether requests of this kind are answered here."""
-        return opcode in self._handlers
+    def answers(self, request: Request) -> bool:
+        """Tell whether a request is answered here: pyfuse3 doesn't know it, or drops what it says."""
+        if request.opcode == Opcode.SETATTR:
+            return sets_times_to_now(memoryview(request.message))
+        return request.opcode in self._handlers
 
     def begin(self, request: Request) -> None:
         """Answer a request, at once or later; its message is used during the call only."""
@@ -201,8 +205,27 @@ class OwnOpcodes:
     def _get_extended_attributes(self, nodeid: int, _message: memoryview) -> Buffer:
         return self._answers.extended_attributes(self._filesystem.node(nodeid))
 
+    def _set_attributes(self, nodeid: int, message: memoryview) -> Buffer:
+        """Set times to the present: of append-only files that is all that may be set."""
+        return self._answers.attributes(self._filesystem.change_attributes(nodeid, *change_of(message)))
+
     # Control
 
-    def _control(self, _nodeid: int, _message: memoryview) -> Buffer:
-        """Know no ioctl(2), as is said of the many that only ask whether a file is a terminal."""
-        raise error(errno.ENOTTY)
+    def _control(self, nodeid: int, message: memoryview) -> Buffer:
+        """Know the ioctl(2) of lsattr(1) and chattr(1), and no other."""
+        command, size, _ = messages.CONTROL.unpack_from(message, messages.BODY)
+        if command not in FLAG_COMMANDS:
+            raise error(errno.ENOTTY)
+        first = messages.BODY + messages.CONTROL.size
+        given = bytes(message[first : first + size])
+        node, flags = self._filesystem.node(nodeid), self._filesystem.flags
+        if command == GET_FLAGS:
+            return messages.control_answer(flags.get(node).to_bytes(4, sys.byteorder))
+        if command == GET_EXTENDED_FLAGS:
+            return messages.control_answer(flags.get_extended(node))
+        if command == SET_FLAGS:
+            flags.set(node, int.from_bytes(given, sys.byteorder))
+        else:
+            flags.set_extended(node, given)
+        self._transport.invalidate_attributes(nodeid)
+        return messages.control_answer(b"")

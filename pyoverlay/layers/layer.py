@@ -13,7 +13,8 @@ import logging
 import os
 import stat
 from collections import deque
-from typing import TYPE_CHECKING, ClassVar, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 from pyoverlay.layers import syscalls
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pyoverlay.layers.recorded import Records
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 DIRECTORY_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -314,16 +317,28 @@ class LayerObject:
 
     def birth_time(self) -> int | None:
         """Return when the object was created, in ns since the epoch, None where that isn't known."""
+        return self._ask(syscalls.birth_time)
+
+    def status_flags(self) -> int:
+        """Return ``stx_attributes`` of statx(2)."""
+        return self._ask(syscalls.status_flags)
+
+    def _ask(self, question: Callable[[int, bytes], Answer]) -> Answer:
+        """Ask something of (directory, name), or of (descriptor, nothing) where the object has one."""
         if self.held:
             self.layer.operations += 1
-            return syscalls.birth_time(self.fd, b"")
+            return question(self.fd, b"")
         if self.layer.has_submounts:
             descriptor = self.open(os.O_PATH)
             try:
-                return syscalls.birth_time(descriptor, b"")
+                return question(descriptor, b"")
             finally:
                 os.close(descriptor)
-        return syscalls.birth_time(*self._place())
+        return question(*self._place())
+
+    def open_for_flags(self, *, directory: bool) -> int:
+        """Open a regular file or directory to ask for its flags or set them; the caller owns it."""
+        return self.open_for_listing() if directory else self.open(os.O_RDONLY | os.O_NONBLOCK)
 
     def list_entries(self) -> list[tuple[bytes, int]]:
         """Return the (name, d_type) pairs of this directory."""

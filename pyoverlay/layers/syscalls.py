@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -66,6 +67,16 @@ _STATX_BTIME: Final = 0x800
 _STATX_SIZE: Final = 256
 _STATX_MASK: Final = struct.Struct("=I")
 _STATX_BIRTH: Final = struct.Struct("=80xqI")
+_STATX_ATTRIBUTES: Final = struct.Struct("=8xQ")
+STATX_IMMUTABLE: Final = 0x10
+STATX_APPEND: Final = 0x20
+
+# include/uapi/linux/fs.h; the kernel reads and writes an int, whatever the number says.
+GET_FLAGS: Final = 0x80086601
+SET_FLAGS: Final = 0x40086602
+GET_EXTENDED_FLAGS: Final = 0x801C581F
+SET_EXTENDED_FLAGS: Final = 0x401C5820
+FLAG_COMMANDS: Final = frozenset({GET_FLAGS, SET_FLAGS, GET_EXTENDED_FLAGS, SET_EXTENDED_FLAGS})
 
 _DIRECTORY_BUFFER_SIZE: Final = 64 * 1024
 _DIRENT_HEADER: Final = struct.Struct("=QqHB")
@@ -214,13 +225,23 @@ def birth_time(directory: int, name: bytes) -> int | None:
 
     Symlinks are not followed; an empty name means ``directory`` itself, which may be any file.
     """
-    answer = ctypes.create_string_buffer(_STATX_SIZE)
-    flags = AT_SYMLINK_NOFOLLOW | (0 if name else AT_EMPTY_PATH)
-    _check(_libc.statx(directory, name, flags, ctypes.c_uint(_STATX_BTIME), answer))
+    answer = _extended_status(directory, name, _STATX_BTIME)
     if not _STATX_MASK.unpack_from(answer)[0] & _STATX_BTIME:
         return None
     seconds, nanoseconds = _STATX_BIRTH.unpack_from(answer)
     return int(seconds) * 10**9 + int(nanoseconds)
+
+
+def status_flags(directory: int, name: bytes) -> int:
+    """Return ``stx_attributes`` of a file, found as by `birth_time`: statx(2)."""
+    return int(_STATX_ATTRIBUTES.unpack_from(_extended_status(directory, name, 0))[0])
+
+
+def _extended_status(directory: int, name: bytes, wanted: int) -> ctypes.Array[ctypes.c_char]:
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = AT_SYMLINK_NOFOLLOW | (0 if name else AT_EMPTY_PATH)
+    _check(_libc.statx(directory, name, flags, ctypes.c_uint(wanted), answer))
+    return answer
 
 
 def open_handle(mount_descriptor: int, kind: int, handle: bytes, flags: int) -> int:
@@ -286,3 +307,27 @@ def allocate(descriptor: int, mode: int, offset: int, length: int) -> None:
             ctypes.c_int(descriptor), ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)
         )
     )
+
+
+def file_flags(descriptor: int) -> int:
+    """Return the flags that lsattr(1) shows of an open file: FS_IOC_GETFLAGS."""
+    answer = bytearray(8)
+    fcntl.ioctl(descriptor, GET_FLAGS, answer)
+    return int.from_bytes(answer[:4], sys.byteorder)
+
+
+def set_file_flags(descriptor: int, flags: int) -> None:
+    """Set the flags that chattr(1) sets of an open file: FS_IOC_SETFLAGS."""
+    fcntl.ioctl(descriptor, SET_FLAGS, flags.to_bytes(8, sys.byteorder))
+
+
+def extended_file_flags(descriptor: int) -> bytes:
+    """Return struct fsxattr of an open file: FS_IOC_FSGETXATTR."""
+    answer = bytearray(28)
+    fcntl.ioctl(descriptor, GET_EXTENDED_FLAGS, answer)
+    return bytes(answer)
+
+
+def set_extended_file_flags(descriptor: int, value: bytes) -> None:
+    """Set struct fsxattr of an open file: FS_IOC_FSSETXATTR."""
+    fcntl.ioctl(descriptor, SET_EXTENDED_FLAGS, value)

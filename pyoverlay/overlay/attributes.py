@@ -15,7 +15,7 @@ from typing import Final
 
 from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer
-from pyoverlay.layers.syscalls import error
+from pyoverlay.layers.syscalls import NOW, error
 from pyoverlay.overlay.access_control import ACL_PREFIX
 from pyoverlay.overlay.copy_up import CopyUps
 from pyoverlay.overlay.node import Directory, Node
@@ -61,6 +61,7 @@ class AttributeChanges:
 
         Raises CopyUpNeeded or OSError.
         """
+        self._refuse_protected(node, change, descriptor)
         user, group = self._ownership.stored_owner(change.user, change.group)
         upper = self._copy_ups.need_upper(node, with_data=change.size != 0)
         _note_change(node)
@@ -75,6 +76,16 @@ class AttributeChanges:
             upper.set_mode(stat.S_IMODE(change.mode))
         if change.access_ns is not None or change.modification_ns is not None:
             upper.set_times(change.access_ns, change.modification_ns)
+
+    def _refuse_protected(self, node: Node, change: Change, descriptor: int | None) -> None:
+        """fs/attr.c: may_setattr; fs/open.c: do_ftruncate."""
+        protection = self._copy_ups.protection
+        if change == Change(access_ns=NOW, modification_ns=NOW):
+            protection.refuse_if_immutable(node)
+        elif change.size is not None and descriptor is not None:
+            protection.refuse_shrinking(node)
+        elif change != Change():
+            protection.refuse_change(node)
 
     def _truncate(self, node: Node, size: int, descriptor: int | None) -> None:
         assert node.upper is not None
@@ -174,6 +185,7 @@ class AttributeChanges:
         self._refuse_acl_if_off(name)
         name_on_disk = marks.to_disk(self._dialect, name)
         stored = self._ownership.stored_value(name, value)
+        self._copy_ups.protection.refuse_change(node)
         upper = self._copy_ups.need_upper(node)
         upper.set_attribute(name_on_disk, stored, flags)
         _note_change(node)
@@ -185,6 +197,7 @@ class AttributeChanges:
         """
         self._refuse_acl_if_off(name)
         name_on_disk = marks.to_disk(self._dialect, name)
+        self._copy_ups.protection.refuse_change(node)
         if node.upper is None:
             if name == _DEFAULT_ACL and not node.is_directory:
                 return

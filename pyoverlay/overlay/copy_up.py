@@ -22,11 +22,15 @@ from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.access_control import ACL_PREFIX
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.node import Directory, Node
+from pyoverlay.overlay.protection import Protection
 
 _PIECE: Final = 4 * 1024 * 1024
 _NO_REFLINK: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM})
 _NO_RANGE_COPY: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM})
 _NO_UNNAMED_FILE: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
+_NO_FLAGS: Final = frozenset({errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP})
+_COPIED_FLAGS: Final = 0x88
+"""FS_SYNC_FL and FS_NOATIME_FL."""
 _MUST_BE_KEPT: Final = (b"security.", ACL_PREFIX)
 
 
@@ -55,6 +59,7 @@ class CopyUps:
         self.lookup: Final = lookup
         self.stack: Final[Stack] = lookup.stack
         self.ownership: Final = lookup.ownership
+        self.protection: Final = Protection(lookup.stack.dialect)
         self.moved: list[Node] = []
         """Nodes that were copied up since somebody took note of it: what the kernel caches of them is old."""
 
@@ -124,6 +129,8 @@ class CopyUps:
             work.root.make_directory(temporary, 0o700)
             prepared = work.root.child(temporary)
             self._copy_metadata(lower, status, prepared, has_origin=True)
+            self._copy_directory_flags(directory, lower, prepared)
+            prepared.set_times(status.st_atime_ns, status.st_mtime_ns)
             if self.stack.options.fsync == "strict":
                 prepared.sync()
             with self._keeping_times(parent.upper):
@@ -135,6 +142,18 @@ class CopyUps:
         self.mark_impure(parent)
         self.take_note(directory, parent)
         return directory.upper
+
+    def _copy_directory_flags(self, directory: Directory, lower: LayerObject, prepared: LayerObject) -> None:
+        protection = self.protection.of(directory)
+        if protection:
+            prepared.set_attribute(*self.protection.name_and_value(protection))
+        # A daemon without privilege may be unable to open it: then it can't have set flags, either.
+        with contextlib.suppress(PermissionError), contextlib.ExitStack() as opened:
+            source = lower.open_for_flags(directory=True)
+            opened.callback(os.close, source)
+            target = prepared.open_for_flags(directory=True)
+            opened.callback(os.close, target)
+            _copy_flags(source, target)
 
     def _special(self, node: Node) -> LayerObject:
         lower = node.lower
@@ -299,6 +318,7 @@ class CopyUp:
         self._temporary: bytes | None = None
         self._origin = b""
         self._attributes: list[bytes] = []
+        self._protection = 0
         self._status: os.stat_result
         try:
             self._open()
@@ -310,6 +330,7 @@ class CopyUp:
         self._source = self._lower.open(os.O_RDONLY)
         self._status = self._original.status()
         self._attributes = self._owner.kept_attributes(self._lower)
+        self._protection = self._owner.protection.of(self.node)
         work = self._owner.work
         try:
             self._target = work.root.create_unnamed_file()
@@ -347,6 +368,7 @@ class CopyUp:
         self._owner.ownership.set_owner(copy, status.st_uid, status.st_gid)
         copy.set_mode(stat.S_IMODE(status.st_mode))
         self._copy_attributes(self._original, copy)
+        _copy_flags(self._source, self._target)
         if self._with_data or not status.st_size:
             os.utime(self._target, ns=(status.st_atime_ns, status.st_mtime_ns))
         # Else it keeps the time of now, when it lost its data: truncating what is empty may move no time.
@@ -362,6 +384,8 @@ class CopyUp:
         for name in self._attributes:
             with _tolerating(name):
                 copy.set_attribute(name, original.attribute(name))
+        if self._protection:
+            copy.set_attribute(*self._owner.protection.name_and_value(self._protection))
         if not self._broken_link:
             with _optional_mark():
                 copy.set_attribute(self._owner.stack.dialect.attribute("origin"), self._origin)
@@ -395,6 +419,17 @@ class CopyUp:
             with contextlib.suppress(OSError):
                 self._owner.work.root.remove_file(self._temporary)
             self._temporary = None
+
+
+def _copy_flags(source: int, target: int) -> None:
+    """Copy what of lsattr(1)'s flags acts in the VFS (fs/overlayfs/copy_up.c: ovl_copy_fileattr)."""
+    try:
+        copied = syscalls.file_flags(source) & _COPIED_FLAGS
+        if copied:
+            syscalls.set_file_flags(target, syscalls.file_flags(target) & ~_COPIED_FLAGS | copied)
+    except OSError as failure:
+        if failure.errno not in _NO_FLAGS:
+            raise
 
 
 def _copy_data(source: int, target: int, size: int, job: CopyUp) -> None:

@@ -58,9 +58,10 @@ class Files:
     def open(self, node: Node, flags: int) -> OpenFile:
         """Open a regular file; writing, or truncating, copies it up first.
 
-        Raises CopyUpNeeded; OSError EPERM for a file of metadata only.
+        Raises CopyUpNeeded; OSError EPERM for a file of metadata only, or one that is protected.
         """
         truncates = bool(flags & os.O_TRUNC)
+        self._copy_ups.protection.refuse_opening(node, flags)
         if is_for_writing(flags) or truncates:
             self._copy_ups.need_upper(node, with_data=not truncates)
         else:

@@ -19,6 +19,7 @@ from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.attributes import AttributeChanges, Change
 from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.copy_up import CopyUp, CopyUpNeeded, CopyUps
+from pyoverlay.overlay.file_flags import FileFlags
 from pyoverlay.overlay.files import Files, OpenFile
 from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, NameOnly
 from pyoverlay.overlay.lookup import Lookup
@@ -60,7 +61,8 @@ class OverlayFilesystem:
         self._copy_ups = CopyUps(self._lookup)
         self._attributes = AttributeChanges(self._copy_ups)
         self._files = Files(self._lookup, self._copy_ups, self._attributes)
-        self._ranges = Ranges(self._files, self._attributes)
+        self._ranges = Ranges(self._files, self._attributes, self._copy_ups.protection)
+        self.flags = FileFlags(self._copy_ups)
         self._namespace = Namespace(self._lookup, self._listing, self._copy_ups)
         self.settle_unseen: Callable[[Node], None] = _settle_nothing
         """Called with a node that was read or written without our being told, before its attributes are."""

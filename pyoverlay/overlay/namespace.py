@@ -34,6 +34,7 @@ class Namespace:
         self._copy_ups = copy_ups
         self._nodes = lookup.nodes
         self._ownership = lookup.ownership
+        self._protection = copy_ups.protection
 
     # Creating
 
@@ -78,6 +79,7 @@ class Namespace:
             raise
         node = Node(stat.S_IFREG, self._lookup.numbers.number(created.layer, status.st_ino), created, None)
         node.verified = True
+        node.protection = 0
         node.attributes = self._lookup.make_attributes(node, status)
         return node, OpenFile(node, descriptor, flags)
 
@@ -141,6 +143,8 @@ class Namespace:
         if node.unlinked and not self._lookup.attributes(node).links:
             raise error(errno.ENOENT)
         self._refuse_name(name)
+        self._protection.refuse_if_immutable(parent)
+        self._protection.refuse_change(node)
         source = self._copy_ups.need_upper(node)
         upper = self._copy_ups.directory(parent)
 
@@ -167,6 +171,7 @@ class Namespace:
 
     def _begin(self, parent: Directory, name: bytes, mode: int, caller: Caller) -> tuple[Birth, LayerObject]:
         self._refuse_name(name)
+        self._protection.refuse_if_immutable(parent)
         upper = self._copy_ups.directory(parent)
         if parent.inheritance is None:
             parent.inheritance = read_inheritance(upper)
@@ -217,6 +222,7 @@ class Namespace:
         else:
             node = Node(stat.S_IFMT(status.st_mode), inode, created, None)
         node.verified = True
+        node.protection = 0
         node.attributes = self._lookup.make_attributes(node, status)
         self._nodes.add_name(node, parent, name)
         parent.attributes = None
@@ -227,6 +233,7 @@ class Namespace:
     def unlink(self, parent: Directory, name: bytes) -> None:
         """Remove a name that is no directory; a lower's file is never copied up for it."""
         node = self._lookup.find(parent, name)
+        self._protection.refuse_removal(parent, node)
         if node.is_directory:
             raise error(errno.EISDIR)
         upper = self._copy_ups.directory(parent)
@@ -243,6 +250,7 @@ class Namespace:
     def remove_directory(self, parent: Directory, name: bytes) -> None:
         """Remove a directory whose merged view is empty, with the whiteouts in its upper."""
         node = self._lookup.find(parent, name)
+        self._protection.refuse_removal(parent, node)
         if not isinstance(node, Directory):
             raise error(errno.ENOTDIR)
         if not self._listing.is_empty(node):
@@ -318,6 +326,11 @@ class Namespace:
             raise error(errno.EEXIST)
         if node is target:
             return
+        self._protection.refuse_removal(old_parent, node)
+        if target is None:
+            self._protection.refuse_if_immutable(new_parent)
+        else:
+            self._protection.refuse_removal(new_parent, target)
         self._refuse_unmovable(node)
         if flags & RENAME_EXCHANGE:
             if target is None:

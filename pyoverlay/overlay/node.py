@@ -67,6 +67,7 @@ class Node:
         "name",
         "nodeid",
         "parent",
+        "protection",
         "unlinked",
         "unseen",
         "upper",
@@ -98,6 +99,8 @@ class Node:
         """What may happen to it, or has happened, without our being told: `OPEN_UNSEEN` and so on."""
         self.verified = False
         """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
+        self.protection: int | None = None
+        """Whether it is immutable, append-only, both or neither (`protection`); None when it isn't known."""
         self.kill_privileges = False
         """Whether the next change of data must clear suid, sgid and capabilities."""
 

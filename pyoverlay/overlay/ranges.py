@@ -16,10 +16,13 @@ from pyoverlay.layers import syscalls
 from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.attributes import AttributeChanges
 from pyoverlay.overlay.files import Files, OpenFile
+from pyoverlay.overlay.protection import Protection
 
 _PIECE: Final = 16 * 1024 * 1024
 """How much is copied before anybody who wants to stop it is heard: a moment's work where it isn't shared."""
 _WHENCES: Final = frozenset({os.SEEK_DATA, os.SEEK_HOLE})
+_KEEP_SIZE: Final = 1
+"""FALLOC_FL_KEEP_SIZE."""
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 
@@ -98,8 +101,9 @@ class RangeCopy:
 class Ranges:
     """Finds and changes ranges of open files."""
 
-    def __init__(self, files: Files, attributes: AttributeChanges) -> None:
+    def __init__(self, files: Files, attributes: AttributeChanges, protection: Protection) -> None:
         """Work on what ``files`` opened."""
+        self._protection = protection
         self._files = files
         self._attributes = attributes
 
@@ -116,6 +120,9 @@ class Ranges:
         self, file: OpenFile, mode: int, offset: int, length: int, *, keeps_privileges: bool
     ) -> RangeWork:
         """Begin a fallocate(2); ``keeps_privileges`` for a caller at whose writes suid and sgid stay."""
+        self._protection.refuse_if_immutable(file.node)
+        if mode & ~_KEEP_SIZE:
+            self._protection.refuse_shrinking(file.node)
         self._begin_change(file, keeps_privileges=keeps_privileges)
         return Allocation(file, mode, offset, length)
 
@@ -129,6 +136,7 @@ class Ranges:
         keeps_privileges: bool,
     ) -> RangeCopy:
         """Begin a copy_file_range(2) of ``length`` bytes from one open file to another, or the same."""
+        self._protection.refuse_if_immutable(target.node)
         self._begin_change(target, keeps_privileges=keeps_privileges)
         return RangeCopy(self._files.descriptor_for_reading(source), target, positions, length)
 

@@ -248,7 +248,8 @@ def xattrs_of(held: Held, slot: int) -> Value:
 def link_of(held: Held, slot: int, path: bytes) -> Value:
     """linkat(2) of a descriptor, through /proc."""
     link_target(_proc(held, slot), path)
-    return os.lstat(path).st_nlink
+    found = os.lstat(path)
+    return os.fstat(held.descriptor(slot)).st_ino == found.st_ino, found.st_nlink
 
 
 @_action

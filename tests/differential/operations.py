@@ -88,7 +88,8 @@ def link(source: bytes, path: bytes) -> Value:
 def link_target(source: bytes, path: bytes) -> Value:
     """linkat(2) with AT_SYMLINK_FOLLOW."""
     libc.link_target(source, path)
-    return os.lstat(path).st_nlink
+    found = os.lstat(path)
+    return os.stat(source).st_ino == found.st_ino, found.st_nlink
 
 
 @_action
@@ -256,7 +257,7 @@ def status_of_target(path: bytes) -> Value:
 
 
 def shown(found: os.stat_result, *, of_directories: bool = True) -> Value:
-    """What two twins share: type, mode, links, owner, size, device, a time that was set, a file's blocks.
+    """What two twins share: type, mode, links, owner, size, device, times that were set, a file's blocks.
 
     of_directories: whether with the size of a directory.
     """
@@ -264,7 +265,8 @@ def shown(found: os.stat_result, *, of_directories: bool = True) -> Value:
     blocks = found.st_blocks if stat.S_ISREG(found.st_mode) else 0
     size = found.st_size if of_directories or not stat.S_ISDIR(found.st_mode) else 0
     owner = found.st_uid, found.st_gid
-    return found.st_mode, found.st_nlink, *owner, size, found.st_rdev, mtime, blocks
+    atime = min(found.st_atime_ns, RECENT_SECONDS * 10**9)
+    return found.st_mode, found.st_nlink, *owner, size, found.st_rdev, mtime, blocks, atime
 
 
 @_action

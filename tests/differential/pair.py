@@ -127,6 +127,7 @@ class Pair:
             self._over = True
         if line is not None and line.ends_slots:
             self._release()
+            self._forget()
             self.releases += 1
         return expected
 
@@ -152,8 +153,7 @@ class Pair:
                 with self._living():
                     mount.remount()
         elif operation == FORGET:
-            for mount in self._mounts:
-                libc.mount("none", mount.path, "none", libc.MS_REMOUNT)
+            self._forget()
         else:
             self.compare()
         self.history.append((operation, Outcome(None)))
@@ -166,6 +166,10 @@ class Pair:
             yield
         except (AssertionError, MountRefusedError, OSError) as error:
             raise MismatchError("life", f"{error}\nafter:\n{self._told()}") from error
+
+    def _forget(self) -> None:
+        for mount in self._mounts:
+            libc.mount("none", mount.path, "none", libc.MS_REMOUNT)
 
     def _release(self) -> None:
         for mount in self._mounts:

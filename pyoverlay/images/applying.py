@@ -11,7 +11,7 @@ from pyoverlay.images.digests import parse_digest
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.limits import Limits
 from pyoverlay.images.removing import remove_tree
-from pyoverlay.images.store import unpack
+from pyoverlay.images.unpacked_layer import unpack
 
 
 def apply(

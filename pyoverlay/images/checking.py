@@ -17,10 +17,11 @@ from pyoverlay.images import whiteouts
 from pyoverlay.images.digests import Digest
 from pyoverlay.images.errors import ImageError, shown
 from pyoverlay.images.record import RecordedTar
-from pyoverlay.images.store import LayerRecord, Store
+from pyoverlay.images.store import Store
 from pyoverlay.images.storing import Privileges
 from pyoverlay.images.tar_entries import Entry
 from pyoverlay.images.tar_reader import TarReader
+from pyoverlay.images.unpacked_layer import LayerRecord
 from pyoverlay.images.unpacking import IMPLIED_MODE, is_aufs_name, is_whiteout
 from pyoverlay.layers import marks, syscalls
 

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from pyoverlay.images import archives, checking, implied
 from pyoverlay.images.archives import FoundImage, FoundLayer
 from pyoverlay.images.digests import Digest
-from pyoverlay.images.errors import CancelledError
+from pyoverlay.images.errors import CancelledError, ImageError
 from pyoverlay.images.limits import Limits
 from pyoverlay.images.store import Store
 
@@ -131,6 +131,10 @@ def add_images(
     store: Store, images: Sequence[FoundImage], watcher: Watcher, limits: Limits, names: Sequence[str] = ()
 ) -> list[Loaded]:
     """Add images that were found; `store.adding` is held."""
+    if names and len(images) > 1:
+        raise ImageError(
+            f"it holds {len(images)} images, so that a name for one can't be given; tag them afterwards"
+        )
     loaded = []
     for image in images:
         _Load(store, limits, watcher).image(image)

@@ -46,7 +46,10 @@ def lower_directories(store: Store, layers: Sequence[Digest]) -> list[Path]:
         adjusted = store.adjusted / hexadecimal(chain_id)
         if adjusted.is_dir():
             lowers.append(adjusted)
-        lowers.append(store.layer_directory(diff_id))
+        directory = store.layer_directory(diff_id)
+        if directory not in lowers:
+            # All that it says is said again where it stands higher; and overlays take no directory twice.
+            lowers.append(directory)
         if record.opaque_root:
             break
     return lowers

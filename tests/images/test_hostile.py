@@ -325,6 +325,20 @@ def test_an_index_that_makes_no_sense(index: str, message: str, base: Path, stor
         load(store, layout)
 
 
+def test_an_archive_that_is_a_bomb(base: Path, store: Store) -> None:
+    (base / "bomb.tar.gz").write_bytes(gzip.compress(simple_layer("a", content=bytes(32 << 20))))
+    with pytest.raises(ImageError, match="bomb"):
+        load(store, base / "bomb.tar.gz", SMALL)
+    assert list(store.root.glob("unfinished/*")) == []
+
+
+def test_an_archive_whose_config_is_endless(base: Path, store: Store) -> None:
+    layout = write_layout(base / "layout", Image([simple_layer("a")]))
+    (layout / "index.json").write_bytes(b" " * (9 << 20))
+    with pytest.raises(ImageError, match="is the most"):
+        load(store, layout)
+
+
 def test_the_message_is_one_line_of_the_command(base: Path) -> None:
     (base / "bad.tar").write_bytes(simple_layer("../bad\nname"))
     line = fail(pyoverlay("apply", base / "bad.tar", base / "layer"))

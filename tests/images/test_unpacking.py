@@ -258,6 +258,19 @@ def test_what_is_hidden_lends_no_attributes(base: Path, store: Store) -> None:
     }
 
 
+def test_a_layer_that_is_there_twice_stands_where_it_is_highest(base: Path, store: Store) -> None:
+    twice = LayerTar().directory("d", 0o700).add("d/a", b"1").add(".wh.file").add("new/x").bytes()
+    between = LayerTar().directory("d", 0o711).add("d/.wh.a").add("d/b").add("file", b"2").bytes()
+    image = Image([BELOW, twice, between, twice])
+    load(store, write_layout(base / "layout", image))
+    lowers = lower_directories(store, [Digest(layer) for layer in image.diff_ids])
+    assert lowers.count(store.layer_directory(Digest(sha256(twice)))) == 1
+    with merged(lowers, base / "merged") as tree:
+        found = snapshot(tree)
+    assert {path for path in found if path[:1] in b"dfn"} == {b"d", b"d/a", b"d/b", b"new", b"new/x"}
+    assert found[b"d"].mode == 0o700
+
+
 def test_nothing_shows_beneath_an_opaque_root(base: Path, store: Store) -> None:
     """Overlays don't heed the mark on a layer's root."""
     top = LayerTar().add(".wh..wh..opq").add("only").bytes()

@@ -191,10 +191,11 @@ class Mount:
             return
         ended, _, _ = select.select([self._pidfd], [], [], seconds)
         pid = self.pid
+        holders = "" if ended else _who_has_mounted(self.path)
         if not ended:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._forget_daemon()
-        assert ended, f"the daemon (pid {pid}) still ran {seconds:.0f} s after its mount was gone"
+        assert ended, f"the daemon (pid {pid}) still ran {seconds:.0f} s after its mount was gone{holders}"
 
     def _remove_by_force(self) -> None:
         for connection in _connections(self.path):
@@ -228,6 +229,16 @@ def _escape(path: Path) -> str:
     for character in ("\\", ":", ","):
         text = text.replace(character, "\\" + character)
     return text
+
+
+def _who_has_mounted(path: Path) -> str:
+    """Which processes' mount namespaces still have a mount at `path`: a copy that keeps its daemon alive."""
+    holders = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f" {path} " in process.joinpath("mountinfo").read_text(errors="surrogateescape"):
+                holders.append(f"{process.name} {process.joinpath('comm').read_text().strip()}")
+    return f", but in the mount namespace of {', '.join(holders)}" if holders else ""
 
 
 def _connections(path: Path) -> list[Path]:

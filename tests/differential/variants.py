@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.differential.allowed import BTRFS, OVERLAY_LOWER, SEVERAL_FILE_SYSTEMS, WITHOUT_HANDLES
+from tests.differential.allowed import (
+    BTRFS,
+    OVERLAY_LOWER,
+    RESERVES_BLOCKS,
+    SEVERAL_FILE_SYSTEMS,
+    WITHOUT_HANDLES,
+)
 from tests.harness import Kind
 from tests.harness.disk import file_system
 from tests.harness.processes import in_user_namespace
@@ -50,6 +56,7 @@ class Variant:
             SEVERAL_FILE_SYSTEMS: len({self.upper, *self.lowers}) > 1,
             OVERLAY_LOWER: "overlay" in self.lowers,
             BTRFS: self.upper == "btrfs",
+            RESERVES_BLOCKS: self.upper in ("btrfs", "xfs"),
         }
         return frozenset(name for name, holds in told.items() if holds)
 

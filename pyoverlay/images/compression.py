@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Final, Literal, Protocol, cast
 
-from backports import zstd
-
 from pyoverlay.images.errors import ImageError
+from pyoverlay.images.zstandard import zstd
 
 Compression = Literal["none", "gzip", "zstd"]
 

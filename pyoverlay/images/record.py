@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from typing import IO, Final, cast
 
 import msgspec
-from backports import zstd
 
 from pyoverlay.images.errors import ImageError, shown
 from pyoverlay.images.tar_entries import Entry
+from pyoverlay.images.zstandard import zstd
 from pyoverlay.layers import syscalls
 
 _LENGTH: Final = struct.Struct(">I")

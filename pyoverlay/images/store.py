@@ -95,7 +95,8 @@ class Store:
             ImageError: it can't be written here.
         """
         try:
-            self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            # Nobody else may run the set-user-id programs of an image.
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (
                 self._layers,
                 self._configs,
@@ -104,7 +105,7 @@ class Store:
                 self._locks,
                 self.adjusted,
             ):
-                directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+                directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ImageError(
                 f"{self.root}: the store can't be made here: {error.strerror}; name another with --root"

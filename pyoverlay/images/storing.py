@@ -17,6 +17,7 @@ from pyoverlay.layers import marks
 
 _NEVER: Final = (b"security.selinux",)
 """What this host's policy decides, whatever another host's said."""
+_CAPABILITY: Final = b"security.capability"
 _FUSE_OVERLAYFS: Final = b"user.fuseoverlayfs."
 
 
@@ -62,6 +63,9 @@ class Privileges:
         if name in _NEVER or name.startswith(_FUSE_OVERLAYFS):
             return None
         if not self.owners and not name.startswith(b"user."):
+            return None
+        # Root of a user namespace may set capabilities, but nothing else of these two.
+        if not self.devices and name.startswith((b"trusted.", b"security.")) and name != _CAPABILITY:
             return None
         if name.startswith(self.dialect.prefix):
             return marks.to_disk(self.dialect, name)

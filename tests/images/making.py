@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backports import zstd
+from pyoverlay.images.zstandard import zstd
 
 WHEN = 1_600_000_000
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from backports import zstd
 
 from pyoverlay.images import applying
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.limits import Limits
 from pyoverlay.images.store import Store
+from pyoverlay.images.zstandard import zstd
 from tests.harness import run_as, snapshot
 from tests.images.making import Image, LayerTar, pax_header, pax_record, sha256, simple_layer, write_layout
 from tests.images.storing import apply, load

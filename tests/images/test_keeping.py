@@ -19,6 +19,7 @@ from pyoverlay.images.committing import Commit
 from pyoverlay.images.digests import Digest
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.store import Store
+from tests.harness import run_as
 from tests.images.making import Image, LayerTar, sha256, simple_layer, write_layout
 from tests.images.storing import load
 from tests.mount.command import PYOVERLAY, environment, fail, pyoverlay, succeed
@@ -302,6 +303,15 @@ def test_after_a_restart_of_the_machine_a_layer_is_looked_at_once(
     assert not store.is_doubtful(layer)
     assert checking.check_layer(store, layer) == []
     assert stacking.lower_directories(store, [layer]) == [place / "diff"]
+
+
+def test_no_other_user_reaches_a_set_user_id_program(base: Path, store: Store) -> None:
+    layer = LayerTar().add("su", b"program", mode=0o4755).bytes()
+    load(store, write_layout(base / "layout", Image([layer])))
+    program = store.layer_directory(Digest(sha256(layer))) / "su"
+    assert program.stat().st_mode & 0o7777 == 0o4755
+    with pytest.raises(PermissionError):
+        run_as(1000, program.read_bytes)
 
 
 def test_a_store_that_can_not_be_written(base: Path) -> None:

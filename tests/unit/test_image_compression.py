@@ -7,11 +7,11 @@ import io
 import random
 
 import pytest
-from backports import zstd
 
 from pyoverlay.images.compression import Compression, Decompressed, compressed, sniff
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.limits import Limits, parse_size
+from pyoverlay.images.zstandard import zstd
 
 NOISE = random.Random(1).randbytes(300_000)
 CONTENT = NOISE + bytes(3_000_000) + NOISE

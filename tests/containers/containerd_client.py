@@ -103,18 +103,27 @@ class Client:
         """Let go of the connection."""
         self._channel.close()
 
-    def _ask(self, method: str, request: Message, response: type[Response]) -> Response:
+    def _ask(
+        self, method: str, request: Message, response: type[Response], seconds: float = LIMIT_SECONDS
+    ) -> Response:
         call = self._channel.unary_unary(
             f"/containerd.services.snapshots.v1.Snapshots/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
         )
-        return cast("Response", call(request, timeout=LIMIT_SECONDS))
+        return cast("Response", call(request, timeout=seconds))
 
-    def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> mount_pb2.Mount:
-        """Prepare an active snapshot; return the one mount."""
+    def prepare(
+        self,
+        key: str,
+        parent: str = "",
+        labels: Mapping[str, str] | None = None,
+        *,
+        seconds: float = LIMIT_SECONDS,
+    ) -> mount_pb2.Mount:
+        """Prepare an active snapshot, or give up after some `seconds`; return the one mount."""
         request = api.PrepareSnapshotRequest(key=key, parent=parent, labels=labels)
-        (mount,) = self._ask("Prepare", request, api.PrepareSnapshotResponse).mounts
+        (mount,) = self._ask("Prepare", request, api.PrepareSnapshotResponse, seconds).mounts
         return mount
 
     def view(self, key: str, parent: str = "") -> mount_pb2.Mount:

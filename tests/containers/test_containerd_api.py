@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import time
@@ -183,6 +184,25 @@ def test_many_ask_at_once(process: Process) -> None:
     client.clean_up()
     assert len(os.listdir(process.root / "snapshots")) == 33
     client.close()
+
+
+def test_who_gave_up_may_ask_again(client: Client, process: Process) -> None:
+    """A request that its own caller cancelled is forgotten by containerd, which gives the key out again."""
+    with contextlib.closing(sqlite3.connect(process.root / "metadata.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
+            client.prepare("a", seconds=0.5)
+        database.execute("ROLLBACK")
+    wait_for(lambda: client.names() == ["a"])
+
+    def is_prepared() -> bool:
+        with contextlib.suppress(grpc.RpcError):
+            return client.prepare("a").type == "bind"
+        return False
+
+    wait_for(is_prepared)
+    with refused(grpc.StatusCode.ALREADY_EXISTS, "'a' exists"):
+        client.prepare("a")
 
 
 def test_further_mounts_of_what_is_written_to_are_read_only(client: Client, base: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pyoverlay.containers.snapshotter.snapshot import (
     SnapshotStateError,
 )
 from pyoverlay.containers.snapshotter.snapshotter import Snapshotter
+from pyoverlay.layers.layer import LayerObject
 
 PROGRAM = "/usr/bin/pyoverlay"
 
@@ -124,6 +126,10 @@ def test_ids_that_cant_be_shifted(snapshotter: Snapshotter, value: str, root: Pa
         prepare(snapshotter, "a", "", **{UID_MAPPING: value})
     assert names(snapshotter) == []
     assert directories(root) == set()
+    prepare(snapshotter, "a")
+    with pytest.raises(SnapshotArgumentError, match="uidmapping"):
+        snapshotter.update("a", {UID_MAPPING: value}, [])
+    assert snapshotter.information("a").labels == {}
 
 
 # Its states
@@ -275,6 +281,30 @@ def test_usage_counts_blocks_of_each_inode_once(snapshotter: Snapshotter, root: 
     assert (snapshotter.usage("v").size, snapshotter.usage("v").inodes) == (0, 0)
 
 
+def test_usage_of_a_tree_of_any_depth_that_changes(
+    snapshotter: Snapshotter, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(snapshotter, "a")
+    layer = root / "snapshots/1/fs"
+    _make_deep_tree(layer, levels=1500)
+    (layer / "gone").mkdir()
+    (layer / "gone/too").touch()
+    list_entries = LayerObject.list_entries
+
+    def list_and_change(directory: LayerObject) -> list[tuple[bytes, int]]:
+        found = list_entries(directory)
+        shutil.rmtree(layer / "gone", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(LayerObject, "list_entries", list_and_change)
+    measured = snapshotter.usage("a")
+    assert measured.inodes == 1501
+    snapshotter.commit("a", "one", {})
+    assert snapshotter.usage("one") == measured
+    snapshotter.remove("one")
+    snapshotter.clean_up()
+
+
 def test_a_removed_snapshots_directory_goes_with_the_next_clean_up(
     snapshotter: Snapshotter, root: Path
 ) -> None:
@@ -324,8 +354,31 @@ def test_killed_before_the_transaction_that_names_a_directory(
     assert directories(root) == {"1"}
     (root / "snapshots/1/fs/left").touch()
     prepare(snapshotter, "a")
-    assert directories(root) == {"1"}
-    assert list((root / "snapshots/1/fs").iterdir()) == []
+    # A clean-up may be about to remove the first one's.
+    assert directories(root) == {"1", "2"}
+    assert list((root / "snapshots/2/fs").iterdir()) == []
+
+
+def test_what_is_made_during_a_clean_up_stays(
+    snapshotter: Snapshotter, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, remove = Directories.make, Directories.remove
+
+    def make_and_fail(*words: object, **more: object) -> None:
+        make(*words, **more)  # type: ignore[arg-type]
+        raise SnapshotError("the disk is full")
+
+    def prepare_and_remove(self: Directories, orphans: list[str]) -> None:
+        prepare(snapshotter, "a")
+        remove(self, orphans)
+
+    monkeypatch.setattr(Directories, "make", make_and_fail)
+    with pytest.raises(SnapshotError, match="full"):
+        prepare(snapshotter, "a")
+    monkeypatch.setattr(Directories, "make", make)
+    monkeypatch.setattr(Directories, "remove", prepare_and_remove)
+    snapshotter.clean_up()
+    assert Path(snapshotter.mount("a").source).is_dir()
 
 
 def test_a_start_removes_what_belongs_to_no_snapshot(root: Path) -> None:
@@ -357,6 +410,37 @@ def test_a_database_of_something_else(root: Path) -> None:
     (root / "metadata.db").write_bytes(b"no database at all" * 1000)
     with pytest.raises(SnapshotError, match=r"metadata\.db"):
         Snapshotter(root, PROGRAM)
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_database_that_was_lost(root: Path, left: bytes | None) -> None:
+    """What containers write to isn't taken for garbage."""
+    with contextlib.closing(Snapshotter(root, PROGRAM)) as first:
+        prepare(first, "a")
+    database = root / "metadata.db"
+    database.unlink()
+    if left is not None:
+        database.write_bytes(left)
+    for _ in range(2):
+        with pytest.raises(SnapshotError, match=r"metadata\.db is missing or empty"):
+            Snapshotter(root, PROGRAM)
+    assert directories(root) == {"1"}
+    assert database.exists() is (left is not None)
+
+
+def test_a_damaged_database(root: Path) -> None:
+    with contextlib.closing(Snapshotter(root, PROGRAM)) as first:
+        prepare(first, "a")
+    with contextlib.closing(sqlite3.connect(root / "metadata.db")) as database:
+        ((size,),) = database.execute("PRAGMA page_size")
+        ((page,),) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'children'")
+    with (root / "metadata.db").open("r+b") as file:
+        # The number of the index's entries: SQLite itself sees nothing wrong with an empty one.
+        file.seek((page - 1) * size + 3)
+        file.write(b"\0\0")
+    with pytest.raises(SnapshotError, match=r"metadata\.db can't be used"):
+        Snapshotter(root, PROGRAM)
+    assert directories(root) == {"1"}
 
 
 def test_a_database_of_a_newer_version(root: Path) -> None:
@@ -442,6 +526,33 @@ def test_a_commit_that_is_known_stays(killed: Snapshotter, root: Path) -> None:
     killed.remove("child")
     killed.remove("two")
     assert names(killed) == ["a", "b", "one", "v"]
+
+
+def test_a_commit_with_children_is_never_undone(root: Path) -> None:
+    with contextlib.closing(Snapshotter(root, PROGRAM)) as first:
+        commit(first, "one")
+        prepare(first, "child", "one")
+        # As if it were killed now: nothing is written at the end.
+        copy = root.parent / "copy"
+        shutil.copytree(root, copy)
+    with contextlib.closing(Snapshotter(copy, PROGRAM)) as again:
+        with pytest.raises(SnapshotNotFoundError):
+            again.mount("making one")
+        assert again.information("child").parent == "one"
+
+
+def test_an_answer_without_a_receiver_is_lost(snapshotter: Snapshotter) -> None:
+    """Whoever cancels a request may ask again, of the same process."""
+    prepare(snapshotter, "a")
+    snapshotter.doubt("a")
+    prepare(snapshotter, "a")
+    snapshotter.acknowledge("a")
+    snapshotter.commit("a", "one", {})
+    snapshotter.doubt("one")
+    assert snapshotter.information("a").kind is Kind.ACTIVE
+    snapshotter.doubt("a")
+    with pytest.raises(SnapshotExistsError):
+        prepare(snapshotter, "a")
 
 
 def test_the_same_process_never_gives_way(snapshotter: Snapshotter) -> None:

@@ -7,20 +7,23 @@ two steps, or the snapshot was removed.  It knows numbers, not names; what lies 
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
 import logging
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from pyoverlay.containers.snapshotter.snapshot import SnapshotError, Usage
 from pyoverlay.images.removing import remove_tree
+from pyoverlay.layers.layer import DescriptorCache, Layer
 
 log = logging.getLogger(__name__)
 
 _BLOCK: Final = 512
+_OPEN_DIRECTORIES: Final = 256
 _MODE: Final = 0o755
 _REFUSED_IN_ROOT: Final = ',:\\"\n'
 
@@ -116,13 +119,33 @@ class Directories:
         layer = self.layer(number)
         seen: set[tuple[int, int]] = set()
         try:
-            size = _count(os.stat(layer), seen)
-            for _path, directories, files, descriptor in os.fwalk(layer, onerror=_refuse):
-                for name in (*directories, *files):
-                    size += _count(os.stat(name, dir_fd=descriptor, follow_symlinks=False), seen)
+            size = sum(_count(status, seen) for status in _every_status(layer))
         except OSError as failure:
             raise SnapshotError(f"the layer {layer} can't be measured: {failure.strerror}") from failure
         return Usage(size, len(seen))
+
+
+def _every_status(tree: Path) -> Iterator[os.stat_result]:
+    """Stat a directory and all in it, however deep it is; what vanishes meanwhile takes nothing."""
+    cache = DescriptorCache(_OPEN_DIRECTORIES)
+    descriptor = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    layer = Layer(str(tree), descriptor, cache, writable=True)
+    try:
+        yield layer.root.status()
+        pending = [layer.root]
+        while pending:
+            directory = pending.pop()
+            with contextlib.suppress(FileNotFoundError):
+                for name, _kind in directory.list_entries():
+                    found = directory.child(name)
+                    with contextlib.suppress(FileNotFoundError):
+                        status = found.status()
+                        if stat.S_ISDIR(status.st_mode):
+                            pending.append(found)
+                        yield status
+    finally:
+        cache.close()
+        layer.close()
 
 
 def _count(status: os.stat_result, seen: set[tuple[int, int]]) -> int:
@@ -131,12 +154,6 @@ def _count(status: os.stat_result, seen: set[tuple[int, int]]) -> int:
         return 0
     seen.add(identity)
     return status.st_blocks * _BLOCK
-
-
-def _refuse(failure: OSError) -> None:
-    # What vanished meanwhile takes nothing.
-    if failure.errno != errno.ENOENT:
-        raise failure
 
 
 def _lock(root: Path) -> int:

@@ -77,14 +77,14 @@ class Service:
     def _acknowledged(
         self, call: Callable[[Any, grpc.ServicerContext], Message]
     ) -> Callable[[Any, grpc.ServicerContext], Message]:
-        """Note when the answer that a snapshot was created or committed was given."""
+        """Note when the answer that a snapshot was created or committed was given, or that it can't be."""
 
         def answer(request: Message, context: grpc.ServicerContext) -> Message:
             response = call(request, context)
-            if isinstance(request, _CREATING):
-                context.add_callback(lambda: self._snapshotter.acknowledge(request.key))
-            elif isinstance(request, snapshots_pb2.CommitSnapshotRequest):
-                context.add_callback(lambda: self._snapshotter.acknowledge(request.name))
+            name = _made(request)
+            if name is not None and not context.add_callback(lambda: self._snapshotter.acknowledge(name)):
+                # Cancelled, or too late: nobody listens.
+                self._snapshotter.doubt(name)
             return response
 
         return answer
@@ -130,6 +130,13 @@ class Service:
     def _cleanup(self, _request: snapshots_pb2.CleanupRequest) -> Message:
         self._snapshotter.clean_up()
         return Empty()
+
+
+def _made(request: Message) -> str | None:
+    """Return the name of the snapshot that there is when a request was seen to."""
+    if isinstance(request, _CREATING):
+        return request.key
+    return request.name if isinstance(request, snapshots_pb2.CommitSnapshotRequest) else None
 
 
 def _guarded(

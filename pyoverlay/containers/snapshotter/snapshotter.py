@@ -44,7 +44,7 @@ class Snapshotter:
         """
         self._directories = Directories(root)
         try:
-            self._store = Store(root / "metadata.db")
+            self._store = Store(root / "metadata.db", may_be_new=not self._directories.orphans(frozenset()))
             self._mounts = Mounts(self._directories, program)
             self.clean_up()
         except BaseException:
@@ -75,6 +75,10 @@ class Snapshotter:
     def acknowledge(self, name: str) -> None:
         """Take note that the answer which told of the snapshot ``name`` was given."""
         self._store.acknowledge(name)
+
+    def doubt(self, name: str) -> None:
+        """Take note that the answer which would have told of the snapshot ``name`` has no receiver."""
+        self._store.doubt(name)
 
     def mount(self, key: str) -> Mount:
         """Return how to mount an active snapshot or a view.
@@ -112,6 +116,7 @@ class Snapshotter:
     def update(self, name: str, labels: Mapping[str, str], fields: Iterable[str]) -> Information:
         """Change labels, see `Store.update`; return what is told about the snapshot then."""
         check_labels(labels)
+        check_shifts(labels)
         return self._store.update(name, labels, fields)
 
     def list_information(self, texts: Iterable[str]) -> Iterator[Information]:

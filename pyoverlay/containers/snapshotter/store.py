@@ -3,9 +3,10 @@
 Every method is one transaction: after it returned, its change is there whatever happens to this process or
 this machine; before that, none of it.  A snapshot's number is its directory's name and is never given twice.
 
-An answer may get lost: the process is killed after the transaction and before the answer.  containerd then
-knows nothing of what was done, and asks again, or goes on with what it knows.  So what may not have been
-answered is marked until `Store.acknowledge`, and a restarted process gives way: a snapshot that is created
+An answer may get lost: the process is killed after the transaction and before the answer, or containerd no
+longer waits for it.  containerd then knows nothing of what was done, and asks again, or goes on with what it
+knows.  So what may not have been answered is marked until `Store.acknowledge`, and a restarted process, or
+this one after `Store.doubt`, gives way: a snapshot that is created
 once more is the same one, and a commit is undone when its former key is asked for (`Store.find`) or its name
 is removed as garbage.
 
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from pyoverlay.containers.snapshotter.database import open_database
 from pyoverlay.containers.snapshotter.snapshot import (
     Information,
     Kind,
@@ -36,25 +38,6 @@ from pyoverlay.containers.snapshotter.snapshot import (
     Usage,
 )
 
-_VERSION: Final = 1
-_SCHEMA: Final = """
-CREATE TABLE snapshots (
-    number  INTEGER PRIMARY KEY AUTOINCREMENT,
-    name    TEXT NOT NULL UNIQUE,
-    parent  INTEGER REFERENCES snapshots (number),
-    kind    INTEGER NOT NULL,
-    created INTEGER NOT NULL,
-    updated INTEGER NOT NULL,
-    labels  TEXT NOT NULL,
-    size    INTEGER NOT NULL DEFAULT 0,
-    inodes  INTEGER NOT NULL DEFAULT 0,
-    answer  INTEGER NOT NULL DEFAULT 0, -- 0: not given yet, 1: given, 2: perhaps lost
-    former_name   TEXT, -- what a commit whose answer isn't surely given replaced
-    former_labels TEXT
-) STRICT;
-CREATE INDEX children ON snapshots (parent);
-CREATE INDEX commits_without_answer ON snapshots (former_name) WHERE former_name IS NOT NULL;
-"""
 _INFORMATION: Final = """
 SELECT this.name, coalesce(parent.name, ''), this.kind, this.created, this.updated, this.labels
 FROM snapshots AS this LEFT JOIN snapshots AS parent ON parent.number = this.parent
@@ -72,35 +55,21 @@ SELECT number FROM chain WHERE number IS NOT NULL ORDER BY depth
 class Store:
     """The database.  Its methods may be called from any thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, may_be_new: bool = True) -> None:
         """Open the database, or create it.
 
-        Raises SnapshotError when it is none, or a newer pyoverlay's.
+        Args:
+            path: of its file.
+            may_be_new: whether it may be created, see `open_database`.
+
+        Raises SnapshotError when it can't be used.
         """
         self._path = path
         self._lock = threading.Lock()
         self._acknowledged: set[str] = set()
-        try:
-            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._database.execute("PRAGMA foreign_keys = ON")
-            self._create_schema()
-        except sqlite3.DatabaseError as failure:
-            raise SnapshotError(f"{path} can't be used as the snapshotter's database: {failure}") from None
-
-    def _create_schema(self) -> None:
+        self._last_number = 0
+        self._database = open_database(path, may_be_new=may_be_new)
         with self._transaction():
-            ((version,),) = self._database.execute("PRAGMA user_version")
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    self._database.execute(statement)
-                self._database.execute(f"PRAGMA user_version = {_VERSION}")
-            elif version != _VERSION:
-                raise SnapshotError(
-                    f"{self._path} is of version {version}, and this pyoverlay knows version {_VERSION}: "
-                    "use a newer pyoverlay"
-                )
             # Those of a process that was killed.
             self._database.execute("UPDATE snapshots SET answer = 2 WHERE answer = 0")
 
@@ -116,6 +85,11 @@ class Store:
         It is written with the next transaction; an answer that nobody knows of is only taken as perhaps lost.
         """
         self._acknowledged.add(name)
+
+    def doubt(self, name: str) -> None:
+        """Take note that whoever asked for the snapshot ``name`` went away without its answer."""
+        with self._transaction():
+            self._database.execute("UPDATE snapshots SET answer = 2 WHERE name = ? AND answer = 0", (name,))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -142,11 +116,14 @@ class Store:
     def _write_acknowledged(self) -> set[str]:
         names = self._acknowledged.copy()
         for name in names:
-            self._database.execute(
-                "UPDATE snapshots SET answer = 1, former_name = NULL, former_labels = NULL WHERE name = ?",
-                (name,),
-            )
+            self._write_acknowledgement(name)
         return names
+
+    def _write_acknowledgement(self, name: str) -> None:
+        self._database.execute(
+            "UPDATE snapshots SET answer = 1, former_name = NULL, former_labels = NULL WHERE name = ?",
+            (name,),
+        )
 
     def create(
         self,
@@ -177,15 +154,27 @@ class Store:
             if known is not None:
                 return self._created_before(known, kind, key, above, labels)
             now = time.time_ns()
-            number = self._database.execute(
-                "INSERT INTO snapshots (name, parent, kind, created, updated, labels)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (key, above, kind, now, now, _stored(labels)),
-            ).lastrowid
-            assert number is not None
+            number = self._unused_number()
+            self._database.execute(
+                "INSERT INTO snapshots (number, name, parent, kind, created, updated, labels)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (number, key, above, kind, now, now, _stored(labels)),
+            )
             snapshot = Snapshot(number, kind, self._parents(number), labels)
             make_directory(snapshot)
             return snapshot
+
+    def _unused_number(self) -> int:
+        """Return a number that no snapshot has had, and none that failed to be made in this process.
+
+        A transaction that is rolled back gives its number back, but its directory may be there, and a
+        clean-up about to remove it.
+        """
+        ((last,),) = self._database.execute(
+            "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'snapshots'"
+        )
+        self._last_number = max(self._last_number, int(last)) + 1
+        return self._last_number
 
     def _created_before(
         self, number: int, kind: Kind, key: str, parent: int | None, labels: Mapping[str, str]
@@ -209,7 +198,8 @@ class Store:
         number, kind = found
         if kind != Kind.COMMITTED:
             raise SnapshotArgumentError(f"the parent {name!r} isn't committed")
-        self.acknowledge(name)
+        # In this very transaction: a commit that has children is never undone.
+        self._write_acknowledgement(name)
         return int(number)
 
     def mountable(self, key: str) -> Snapshot:

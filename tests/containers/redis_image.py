@@ -58,6 +58,7 @@ _LEFT_OUT: Final = (
     "usr/share/doc",
     "usr/share/zoneinfo",
     "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/lib/x86_64-linux-gnu/perl-base/unicore",
     "usr/share/locale",
     "usr/share/man",
     "usr/share/info",

@@ -180,6 +180,8 @@ class _Daemon:
         stack = Stack(self._options)
         try:
             os.chdir("/")
+            # Until somebody listens to them: a daemon that ends now leaves a mount that nobody serves.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             connection = device.connect(self._options, self._target, self._label)
             try:
                 stack.prepare_work_directory()
@@ -203,7 +205,6 @@ class _Daemon:
                 occupation.is_upper_of_live_mount(self._options.upperdir)
 
     def _serve(self, stack: Stack, connection: device.Connection, on_ready: Callable[[], None]) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until somebody listens to them
         filesystem = OverlayFilesystem(stack)
         exchange = Exchange(connection.descriptor, filesystem, on_ready)
         control = _open_control_socket(connection)

@@ -193,6 +193,39 @@ def test_end_at_the_very_beginning(adopted: None, stack: Stack, ending: signal.S
     assert leftovers(stack.work) == []
 
 
+SIGNALLED_ONCE_MOUNTED = """
+import os, sys
+from pyoverlay.cli import main
+from pyoverlay.fuse import device
+connect = device.connect
+def connect_and_signal(*words):
+    connection = connect(*words)
+    os.kill(os.getpid(), int(sys.argv.pop()))
+    return connection
+device.connect = connect_and_signal
+sys.exit(main(sys.argv[1:-1]))
+"""
+
+
+@pytest.mark.parametrize("ending", ENDING_SIGNALS, ids=lambda one: one.name)
+def test_signal_between_mounting_and_serving(stack: Stack, ending: signal.Signals) -> None:
+    """A daemon that is told to end when it has mounted, but serves nothing yet, leaves no dead mount."""
+    mount = Mount(Kind.PYOVERLAY, stack)
+    words = ["mount", "-f", "-o", ",".join(mount.option_list()), str(stack.merged), str(int(ending))]
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", SIGNALLED_ONCE_MOUNTED, *words],
+            env=environment(),
+            timeout=LIMIT_SECONDS,
+            check=False,
+        )
+        assert result.returncode == 0
+        assert not is_mounted(stack.merged)
+    finally:
+        mount.remove()
+    assert leftovers(stack.work) == []
+
+
 @pytest.mark.parametrize("ending", ENDING_SIGNALS, ids=lambda one: one.name)
 def test_foreground(stack: Stack, ending: signal.Signals) -> None:
     """With -f the command itself serves, and exits with 0 when a signal ends it."""

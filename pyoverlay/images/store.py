@@ -43,6 +43,9 @@ from pyoverlay.images.unpacked_layer import Advanced, LayerRecord, unpack
 
 _ROOT_STORE: Final = "/var/lib/pyoverlay"
 _USER_STORE: Final = ".local/share"
+_TEMPORARY: Final = ".new-"
+"""In front of the name of a file that isn't whole yet."""
+_STORE_LOCKS: Final = ("store", "images")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -230,7 +233,10 @@ class Store:
         remove_tree(leaving)
 
     def remove_leftovers(self) -> int:
-        """Remove what killed processes left unfinished; return how many layers that were."""
+        """Remove what killed processes left unfinished; return how many layers that were.
+
+        `removing` is held: nobody is writing any of it, nor waiting for a layer's lock.
+        """
         removed = 0
         for path in self._unfinished.iterdir() if self._unfinished.is_dir() else ():
             descriptor = locks.try_lock(self._locks / path.name)
@@ -238,6 +244,12 @@ class Store:
                 remove_tree(path)
                 os.close(descriptor)
                 removed += 1
+        for directory in (self.root, self._configs, self._pinned):
+            for path in directory.glob(f"{_TEMPORARY}*"):
+                path.unlink()
+        for path in self._locks.iterdir():
+            if path.name not in _STORE_LOCKS:
+                path.unlink()
         return removed
 
     # Pins
@@ -312,7 +324,7 @@ class Store:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)

@@ -279,9 +279,13 @@ def test_leftovers_go_with_prune(base: Path, store: Store) -> None:
     store.prepare()
     left = store.root / "unfinished" / ("0" * 64)
     (left / "diff/d").mkdir(parents=True)
+    (store.root / ".new-images").touch()
+    (store.root / "configs/sha256/.new-config").touch()
     out = succeed(pyoverlay("image", "prune", "--root", store.root))
     assert out == b"Removed what 1 unfinished loads left\n"
     assert not left.exists()
+    assert not list(store.root.rglob(".new-*"))
+    assert sorted(path.name for path in (store.root / "locks").iterdir()) == ["images", "store"]
 
 
 @pytest.mark.parametrize("hurt", [True, False])

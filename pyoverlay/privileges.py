@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 _FULL_UID_MAP: Final = ["0", "0", "4294967295"]
@@ -16,6 +17,19 @@ def is_administrator() -> bool:
         if uid_map.read().split() != _FULL_UID_MAP:
             return False
     return has_administration("self")
+
+
+def default_options() -> tuple[bool, list[str]]:
+    """Tell what holds of a mount before any option is read.
+
+    Returns:
+        Whether trusted.overlay.* marks and mount(2) are ours (CAP_SYS_ADMIN in the initial user namespace),
+        and words that go before the user's.  Root of a user namespace can't have the former, but serves
+        other users as root does, and its suid bits and devices hold within the namespace only.
+    """
+    if is_administrator():
+        return True, []
+    return False, ["allow_other,suid,dev"] if os.geteuid() == 0 else []
 
 
 def has_administration(process: int | str) -> bool:

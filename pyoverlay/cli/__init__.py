@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "inspect": ("pyoverlay.cli.inspect", "show a mount's layers, options and counters as JSON"),
     "snapshotter": ("pyoverlay.cli.snapshotter", "keep containerd's images and containers as layers"),
     "image": ("pyoverlay.cli.image", "load, list, look at, check, save and remove images of layers"),
+    "container": ("pyoverlay.cli.container", "run images, and make images of what was changed"),
     "apply": ("pyoverlay.cli.apply", "unpack a layer's tar into a directory"),
     "diff": ("pyoverlay.cli.diff", "write an upper directory as a layer's tar"),
     "commit": ("pyoverlay.cli.commit", "make an image of an upper directory, on top of another image"),

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from pyoverlay.cli import arguments
+
+if TYPE_CHECKING:
+    from pyoverlay.layers.changes import Change
 
 _EPILOG: Final = """
 Each line is A (added), C (changed) or D (deleted) and a path from the root of the merged view, as docker
@@ -43,12 +47,16 @@ def main(words: list[str]) -> int:
     asked = parser.parse_args(words)
     from pyoverlay import api  # noqa: PLC0415  # --help must not wait for it
 
-    found = api.changes(asked.path, asked.lower)
-    if asked.json:
+    print_changes(api.changes(asked.path, asked.lower), as_json=asked.json)
+    return 0
+
+
+def print_changes(found: Sequence[Change], *, as_json: bool) -> None:
+    """Print changes, a line each or as JSON."""
+    if as_json:
         print(json.dumps([{"kind": change.kind, "path": change.path} for change in found], indent=2))
-        return 0
+        return
     # Names are bytes, and are printed as they are.
     sys.stdout.flush()
     sys.stdout.buffer.writelines(os.fsencode(f"{change}\n") for change in found)
     sys.stdout.buffer.flush()
-    return 0

@@ -12,8 +12,9 @@ from typing import Final
 
 from pyoverlay import __version__
 from pyoverlay.cli import COMMANDS, MOUNT_PROGRAM_NAMES, arguments, program_name
-from pyoverlay.cli.mount import default_options, mount
+from pyoverlay.cli.mount import mount
 from pyoverlay.options import OptionError, parse_options
+from pyoverlay.privileges import default_options
 
 _SUMMARY: Final = (
     "Stack directories and show them as one tree, with changes kept apart: an overlay file system."

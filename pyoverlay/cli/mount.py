@@ -9,7 +9,7 @@ from typing import Final
 
 from pyoverlay.cli import arguments
 from pyoverlay.options import MountOptions, parse_options
-from pyoverlay.privileges import is_administrator
+from pyoverlay.privileges import default_options
 
 _EPILOG: Final = r"""
 Without an upper directory the mount is read-only.
@@ -110,16 +110,3 @@ def mount(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def default_options() -> tuple[bool, list[str]]:
-    """Tell what holds before any option is read.
-
-    Returns:
-        Whether trusted.overlay.* marks and mount(2) are ours (CAP_SYS_ADMIN in the initial user namespace),
-        and words that go before the user's.  Root of a user namespace can't have the former, but serves
-        other users as root does, and its suid bits and devices hold within the namespace only.
-    """
-    if is_administrator():
-        return True, []
-    return False, ["allow_other,suid,dev"] if os.geteuid() == 0 else []

@@ -24,12 +24,20 @@ _NO_LIMITS: Final = Limits(size=1 << 62, ratio=1 << 62)
 
 
 @dataclass(frozen=True)
+class Beneath:
+    """What an upper stands on: an image's configuration, and its layers, the lowest first."""
+
+    config: bytes
+    layers: Sequence[Digest]
+
+
+@dataclass(frozen=True)
 class Commit:
     """What an image is made of.
 
     Attributes:
         upper: the directory that becomes the topmost layer.
-        base: the image beneath it; None: the upper is all there is.
+        base: the image beneath it, or what is known of one that may be gone; None: the upper is all there is.
         names: full names of the new image.
         author: who made it; empty when nobody says.
         message: what the history says about it.
@@ -39,7 +47,7 @@ class Commit:
     """
 
     upper: str
-    base: Digest | None = None
+    base: Digest | Beneath | None = None
     names: Sequence[str] = ()
     author: str = ""
     message: str = ""
@@ -78,10 +86,10 @@ def commit(store: Store, wanted: Commit) -> Digest:
         with store.lock_layer(diff_id):
             if not checking.is_sound(store, diff_id):
                 store.add_layer(diff_id, spool, _NO_LIMITS)
-        beneath = layers_of(store, wanted.base) if wanted.base is not None else []
-        layers = [*beneath, diff_id]
+        beneath = _beneath(store, wanted.base)
+        layers = [*beneath.layers, diff_id]
         implied.adjust(store, layers)
-        config = _config(store, wanted, layers)
+        config = _config(beneath, wanted, layers)
         image_id = digest_of(config)
         store.add_image(image_id, config, layers, list(wanted.names))
     return image_id
@@ -99,12 +107,18 @@ class _Hashing:
         return self._target.write(data)
 
 
-def _config(store: Store, wanted: Commit, layers: Sequence[Digest]) -> bytes:
+def _beneath(store: Store, base: Digest | Beneath | None) -> Beneath:
+    if isinstance(base, Beneath):
+        return base
+    if base is not None:
+        return Beneath(store.config_bytes(base), layers_of(store, base))
+    config = {"architecture": platforms.this_machine(), "os": "linux", "config": {}}
+    return Beneath(json.dumps(config).encode(), [])
+
+
+def _config(beneath: Beneath, wanted: Commit, layers: Sequence[Digest]) -> bytes:
     """Write the new image's configuration: the base's, with what is new."""
-    if wanted.base is not None:
-        config = json.loads(store.config_bytes(wanted.base))
-    else:
-        config = {"architecture": platforms.this_machine(), "os": "linux", "config": {}}
+    config = json.loads(beneath.config)
     created = _time(wanted.epoch)
     config["created"] = created
     if wanted.author:

@@ -261,7 +261,7 @@ class Store:
             name: whose they are; a file name.
             layers: their diffIDs.
         """
-        _write_atomically(self._pinned / name, documents.encode(list(layers)))
+        write_atomically(self._pinned / name, documents.encode(list(layers)))
 
     def unpin(self, name: str) -> None:
         """Give up what `pin` kept."""
@@ -292,11 +292,11 @@ class Store:
             images = self.images()
             yield images
             table = ImageTable(dict(images))
-            _write_atomically(self._table, msgspec.json.format(documents.encode(table), indent=2))
+            write_atomically(self._table, msgspec.json.format(documents.encode(table), indent=2))
 
     def add_image(self, image_id: Digest, config: bytes, layers: list[Digest], names: list[str]) -> None:
         """Add an image whose layers are all there, or give one more names; others lose these names."""
-        _write_atomically(self._configs / hexadecimal(image_id), config)
+        write_atomically(self._configs / hexadecimal(image_id), config)
         with self.changing_images() as images:
             for other, record in images.items():
                 kept = [name for name in record.names if name not in names]
@@ -323,7 +323,13 @@ class Store:
         (self._configs / hexadecimal(image_id)).unlink(missing_ok=True)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Have a file hold this content, on the disk, or what it held before.
+
+    Args:
+        path: the file.
+        content: what it holds then.
+    """
     descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with open(descriptor, "wb") as file:

@@ -13,9 +13,10 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -43,7 +44,13 @@ _DAEMON_END_SECONDS: Final = 30
 _log: Final = logging.getLogger(__name__)
 
 
-def run(options: MountOptions, command: Command) -> int:
+Started = Callable[[int], None]
+"""Told the number of process 1 of the sandbox."""
+
+
+def run(
+    options: MountOptions, command: Command, *, merged: str | None = None, started: Started | None = None
+) -> int:
     """Mount an overlay, run a command in it, and unmount, whatever happens.
 
     Forks, and leaves the calling process in a private mount namespace, unable to fork again: it should be a
@@ -53,6 +60,8 @@ def run(options: MountOptions, command: Command) -> int:
         options: the mount.  Without upperdir (and ``ro``) the changes go to a temporary upper in TMPDIR,
             which is thrown away.
         command: what to run.
+        merged: an empty directory to mount on, which stays; None makes a temporary one.
+        started: called once the command is about to start.
 
     Returns:
         The command's exit status; 128 and a signal's number when that ended it.
@@ -62,24 +71,28 @@ def run(options: MountOptions, command: Command) -> int:
     """
     umask = os.umask(_UMASK)
     try:
-        with signals_held_back() as mask, _directories(options) as (merged, complete):
+        with signals_held_back() as mask, _directories(options, merged) as (target, complete):
             _take_mount_namespace()
-            with _mounted(complete, merged), mount_points(merged, command.binds):
-                return _run_process_1(merged, command, mask)
+            with _mounted(complete, target), mount_points(target, command.binds):
+                return _run_process_1(target, command, mask, started)
     finally:
         os.umask(umask)
 
 
 @contextlib.contextmanager
-def _directories(options: MountOptions) -> Iterator[tuple[str, MountOptions]]:
+def _directories(options: MountOptions, target: str | None) -> Iterator[tuple[str, MountOptions]]:
     """Make the directories that are missing: the mount point, and upper and work; removed afterwards."""
+    has_upper = options.upperdir is not None or options.read_only
+    if target is not None and has_upper:
+        yield target, options
+        return
     base = tempfile.mkdtemp(prefix="pyoverlay-run-")
     try:
         merged = Path(base, "merged")
         merged.mkdir()
-        if options.upperdir is None and not options.read_only:
+        if not has_upper:
             options = _with_temporary_upper(options, Path(base))
-        yield str(merged), options
+        yield target or str(merged), options
     finally:
         _remove_directories(base)
 
@@ -187,7 +200,7 @@ def _end(daemon: Child) -> None:
 # The command
 
 
-def _run_process_1(merged: str, command: Command, mask: set[signal.Signals]) -> int:
+def _run_process_1(merged: str, command: Command, mask: set[signal.Signals], started: Started | None) -> int:
     namespaces.unshare(namespaces.CLONE_NEWPID)
     waiting, copied = os.pipe()
     # Process 1 takes all others of its pid namespace with it.
@@ -197,6 +210,8 @@ def _run_process_1(merged: str, command: Command, mask: set[signal.Signals]) -> 
         # What is bound must be here until process 1 has its own mounts; the layers are open.
         os.read(waiting, 1)
         os.close(waiting)
+        if started is not None:
+            started(child.pid)
         detach_foreign_mounts(os.path.dirname(merged), os.environ.get("XDG_RUNTIME_DIR", "/run"))
         status = wait_and_pass_signals(child.pid, reap_all=False)
         error = child.error()
@@ -211,6 +226,8 @@ def _run_process_1(merged: str, command: Command, mask: set[signal.Signals]) -> 
 def _be_process_1(merged: str, command: Command, mask: set[signal.Signals], copied: int) -> int:
     namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWIPC)
     os.close(copied)
+    if command.host_name:
+        socket.sethostname(command.host_name)
     # What the host mounts later isn't what was bound: read-only, say.
     namespaces.make_mounts_private()
     enter_root(merged, command.binds)

@@ -70,12 +70,17 @@ class Command:
         words: the program and its arguments; a program without a slash is searched for in PATH.
         environment: variables beyond (or in place of) PATH, HOME and TERM.
         directory: where it starts.
-        user: user and group id that it runs as.
+        user: user and group id that it runs as; or ``USER[:GROUP]`` in names or numbers, which are looked up
+            in the merged view's own passwd(5) and group(5), see `pyoverlay.sandbox.accounts`.
         binds: what it sees of the host.
+        host_name: what uname(2) tells it; empty: the host's own name.
+        make_directory: whether `directory` is made where it is missing.
     """
 
     words: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     directory: str = "/"
-    user: tuple[int, int] = (0, 0)
+    user: tuple[int, int] | str = (0, 0)
     binds: tuple[Bind, ...] = ()
+    host_name: str = ""
+    make_directory: bool = False

@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 
 from pyoverlay.options import OverlayError
 from pyoverlay.sandbox import namespaces
+from pyoverlay.sandbox.accounts import Account, find_account
 from pyoverlay.sandbox.command import (
     DEFAULT_PATH,
     NOT_EXECUTABLE,
@@ -176,8 +177,14 @@ def execute(command: Command, signal_mask: set[signal.Signals]) -> NoReturn:
     """
     for number in _IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
-    environment = _environment(command)
-    _become(*command.user)
+    try:
+        if command.make_directory:
+            os.makedirs(command.directory, exist_ok=True)
+    except OSError as error:
+        raise SandboxError(f"can't make {command.directory} in the merged view: {error.strerror}") from error
+    account = _account(command.user)
+    environment = _environment(command, account.user)
+    _become(account)
     try:
         os.chdir(command.directory)
     except OSError as error:
@@ -192,11 +199,28 @@ def execute(command: Command, signal_mask: set[signal.Signals]) -> NoReturn:
         raise _not_started(command.words[0], environment["PATH"], error) from error
 
 
-def _become(user: int, group: int) -> None:
-    # In a user namespace of an unprivileged user, groups can't be given up: setgroups(2) is denied there.
-    with contextlib.suppress(PermissionError):
-        os.setgroups([])
+def _account(user: tuple[int, int] | str) -> Account:
+    if isinstance(user, str):
+        return find_account(user, _lines("/etc/passwd"), _lines("/etc/group"))
+    return Account(*user)
+
+
+def _lines(path: str) -> list[str]:
+    """Return the lines of a file of the merged view; none when it has no such."""
+    with (
+        contextlib.suppress(OSError),
+        open(path, encoding="utf-8", errors="surrogateescape") as lines,
+    ):
+        return list(lines)
+    return []
+
+
+def _become(account: Account) -> None:
+    user, group = account.user, account.group
     try:
+        # In a user namespace of an unprivileged user, groups can't be given up: setgroups(2) is denied there.
+        with contextlib.suppress(PermissionError):
+            os.setgroups(account.groups)
         os.setresgid(group, group, group)
         os.setresuid(user, user, user)
     except OSError as error:
@@ -216,10 +240,10 @@ def _not_started(program: str, path: str, error: OSError) -> SandboxError:
     return SandboxError(f"{program}: can't be executed: {error.strerror}", NOT_EXECUTABLE)
 
 
-def _environment(command: Command) -> dict[str, str]:
+def _environment(command: Command, user: int) -> dict[str, str]:
     bare = {
         "PATH": DEFAULT_PATH,
-        "HOME": _home(command.user[0]),
+        "HOME": _home(user),
         "TERM": os.environ.get("TERM", "xterm"),
     }
     return bare | dict(command.environment)
@@ -227,14 +251,10 @@ def _environment(command: Command) -> dict[str, str]:
 
 def _home(user: int) -> str:
     """Return the home directory that the merged view's passwd(5) names, as engines do."""
-    with (
-        contextlib.suppress(OSError),
-        open("/etc/passwd", encoding="utf-8", errors="surrogateescape") as lines,
-    ):
-        for line in lines:
-            fields = line.rstrip("\n").split(":")
-            if len(fields) > 5 and fields[2] == str(user):
-                return fields[5] or "/"
+    for line in _lines("/etc/passwd"):
+        fields = line.rstrip("\n").split(":")
+        if len(fields) > 5 and fields[2] == str(user):
+            return fields[5] or "/"
     return "/root" if user == 0 else "/"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pyoverlay
-from pyoverlay import cli
+from pyoverlay import cli, privileges
 from pyoverlay.cli import helper, mount
 from pyoverlay.options import MountOptions, OverlayError
 
@@ -213,7 +213,7 @@ def test_mount_refuses(words: list[str], asked: list[Asked], capsys: pytest.Capt
 def test_helper_forms(
     words: list[str], asked: list[Asked], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mount, "is_administrator", lambda: True)
+    monkeypatch.setattr(privileges, "is_administrator", lambda: True)
     assert cli.main(words) == 0
     assert [each.target for each in asked] == ["/t"]
     options = asked[0].options
@@ -326,7 +326,7 @@ def test_defaults_depend_on_who_mounts(
     asked: list[Asked],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mount, "is_administrator", lambda: administrator)
+    monkeypatch.setattr(privileges, "is_administrator", lambda: administrator)
     monkeypatch.setattr(os, "geteuid", lambda: user)
     for words in (["mount", "-o", "lowerdir=/a", "/t"], ["-o", "lowerdir=/a", "/t"]):
         assert cli.main(words) == 0
@@ -336,7 +336,7 @@ def test_defaults_depend_on_who_mounts(
 
 
 def test_a_users_options_win_over_the_defaults(asked: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mount, "is_administrator", lambda: False)
+    monkeypatch.setattr(privileges, "is_administrator", lambda: False)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert cli.main(["mount", "-o", "lowerdir=/a,nosuid,nodev", "/t"]) == 0
     assert (asked[0].options.suid, asked[0].options.dev) == (False, False)

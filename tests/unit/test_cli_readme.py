@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyoverlay import cli
-from pyoverlay.cli import image
+from pyoverlay.cli import container, image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -44,15 +44,18 @@ def test_every_flag_of_a_command_is_there_and_no_other(
     assert wanted - {"-h", "--help"} == flags
 
 
-@pytest.mark.parametrize("command", image.COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [*(f"image {name}" for name in image.COMMANDS), *(f"container {name}" for name in container.COMMANDS)],
+)
 def test_every_flag_of_a_command_about_images_is_there_and_no_other(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (line,) = [line for line in IMAGES.splitlines() if re.match(rf"\| `image {command}\b", line)]
+    (line,) = [line for line in IMAGES.splitlines() if re.match(rf"\| `{command}\b", line)]
     if "as for `load`" in line:
         (line,) = [line for line in IMAGES.splitlines() if line.startswith("| `image load")]
     flags = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line))
-    shown = help_of(f"image {command}", capsys).split("options:", 1)[1]
+    shown = help_of(command, capsys).split("options:", 1)[1]
     listed = re.findall(r"^  (-.*?)(?:  |$)", shown, flags=re.MULTILINE)
     wanted = {flag for line in listed for flag in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)}
     assert wanted - {"-h", "--help", "--root"} == flags

@@ -33,7 +33,7 @@ def list_images(words: list[str]) -> int:
     if asked.json:
         print(json.dumps(rows, indent=2))
         return 0
-    _print_table(
+    print_table(
         ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "LAYERS", "SIZE"),
         [
             (
@@ -123,7 +123,7 @@ def history(words: list[str]) -> int:
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    _print_table(
+    print_table(
         ("LAYER", "CREATED", "CREATED BY", "SIZE"),
         [
             (
@@ -146,7 +146,8 @@ def _date(text: str) -> str:
         return "-"
 
 
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print rows below the names of their columns."""
     from rich.table import Table  # noqa: PLC0415  # --help must not wait for it
     from rich.text import Text  # noqa: PLC0415
 

@@ -1,0 +1,1 @@
+"""The commands of ``pyoverlay container``; one module a family of them."""

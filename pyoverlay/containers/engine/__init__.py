@@ -1,0 +1,1 @@
+"""How do images run, and become images again? Our own small container engine."""

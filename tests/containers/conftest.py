@@ -87,8 +87,6 @@ def rootless(
         base, prepared_namespace, mount_program, before=another_user.BEFORE, variables=variables
     ) as running:
         yield running
-        # The process that keeps the user's namespaces, which podman leaves behind.
-        running("system", "migrate")
 
 
 @pytest.fixture(scope="session")

@@ -97,8 +97,20 @@ class Podman:
         """Remove the containers; nothing may be left of them, no process and no mount."""
         self("rm", "--all", "--force", "--time=0", "--volumes")
         self.run("buildah", "rm", "--all")
-        wait_for(lambda: not processes_naming(self.base))
+        if self._before:
+            # Ends the process that keeps a user's namespaces, which every other command leaves behind.
+            self("system", "migrate")
+        wait_for(lambda: not self._processes())
         assert self.mounts() == []
+
+    def _processes(self) -> list[int]:
+        """The processes that have to do with the store, by their command line or their environment."""
+        found = processes_naming(self.base)
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"CONTAINERS_CONF={self.base}/".encode() in (directory / "environ").read_bytes():
+                    found.append(int(directory.name))
+        return found
 
     def __call__(self, *words: str | Path, status: int = 0) -> str:
         """Run `podman WORDS` and return what it printed.

@@ -17,7 +17,7 @@ def test_a_container_by_hand(podman: Podman, small: str, base: Path) -> None:
         return podman.run("buildah", *words)
 
     (base / "copied").write_text("from outside\n")
-    container = buildah("from", small).strip()
+    container = buildah("from", "--network=none", small).strip()
     buildah("run", container, "--", "sh", "-c", "rm -r /d && mkdir /d && echo new > /d/g")
     buildah("copy", container, base / "copied", "/d/copied")
     buildah("run", container, "--", "sh", "-c", "test -f /d/copied && mv /d/copied /d/moved")

@@ -47,7 +47,8 @@ packages_of_tests=(
     attr acl e2fsprogs xfsprogs btrfs-progs util-linux procps   # what tests look at layers with, and make layers on
     debootstrap busybox-static sqlite3 git                      # what tests run in a merged view
     mount systemd                                               # who else mounts
-    docker.io podman containerd runc skopeo umoci               # the engines, and what reads their images
+    docker.io podman buildah containerd crun runc skopeo umoci  # the engines, and what reads their images
+    uidmap                                                      # engines of users without root rights
 )
 packages_of_benchmark=(
     fuse-overlayfs unionfs-fuse                                 # the peers

@@ -6,7 +6,6 @@ difference to it on the kernel's overlay, and mustn't on pyoverlay.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import mmap
@@ -14,6 +13,7 @@ import os
 import stat
 
 from tests.differential import operations
+from tests.differential.maps import read_without_signal, touchable, write_without_signal
 from tests.differential.operation import Held, Map, Value
 from tests.differential.operation import action as _action
 from tests.differential.operations import inode_flags
@@ -350,27 +350,10 @@ def map_file(held: Held, number: int, slot: int, writable: bool, private: bool) 
 
 def _shown_by(mapped: Map) -> Value:
     """Whether a map shows what is read through its descriptor; what it shows; what is read."""
-    reads = os.pread(mapped.descriptor, _touchable(mapped), 0)
-    reads += bytes(_touchable(mapped) - len(reads))
-    shows = _without_signal(mapped.memory, len(reads))
+    reads = os.pread(mapped.descriptor, touchable(mapped), 0)
+    reads += bytes(touchable(mapped) - len(reads))
+    shows = read_without_signal(mapped.memory, len(reads))
     return shows == reads, _digest(shows), _digest(reads)
-
-
-def _without_signal(memory: mmap.mmap, size: int) -> bytes:
-    """What a map shows, up to where touching it would end in SIGBUS: a system call stops there."""
-    descriptor = os.memfd_create("shown")
-    try:
-        with memoryview(memory) as view, contextlib.suppress(OSError):
-            os.write(descriptor, view[:size])
-        return os.pread(descriptor, size, 0)
-    finally:
-        os.close(descriptor)
-
-
-def _touchable(mapped: Map) -> int:
-    """How many bytes of a map lie in the file as it is now: beyond its last page there is SIGBUS."""
-    pages = -(-os.fstat(mapped.descriptor).st_size // mmap.PAGESIZE)
-    return min(len(mapped.memory), pages * mmap.PAGESIZE)
 
 
 def _map(held: Held, number: int) -> Map:
@@ -389,26 +372,15 @@ def map_read(held: Held, number: int) -> Value:
 def map_write(held: Held, number: int, offset: int, content: bytes) -> Value:
     """Writes into a writable map, as far as the file goes, and msync(2)s it."""
     mapped = _map(held, number)
-    end = min(_touchable(mapped), offset + len(content))
+    end = min(touchable(mapped), offset + len(content))
     if end <= offset:
         return 0
     try:
-        copied = _put_without_signal(mapped.memory, offset, content[: end - offset])
+        copied = write_without_signal(mapped.memory, offset, content[: end - offset])
     except BufferError:
         return "not writable"
     mapped.memory.flush()
     return copied
-
-
-def _put_without_signal(memory: mmap.mmap, offset: int, content: bytes) -> int:
-    """Writes into a map, up to where touching it would end in SIGBUS."""
-    descriptor = os.memfd_create("content")
-    try:
-        os.write(descriptor, content)
-        with memoryview(memory) as view:
-            return os.preadv(descriptor, [view[offset : offset + len(content)]], 0)
-    finally:
-        os.close(descriptor)
 
 
 @_action

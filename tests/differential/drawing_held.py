@@ -347,8 +347,10 @@ def _link_of(draw: Draw) -> Operation:
 @in_family("maps", 2)
 def _map_file(draw: Draw) -> Operation:
     caller, slot = _slot(draw, "file")
-    private = draw.happens(30)
-    return replace(held.map_file(draw.dice.below(_MAPS), slot, draw.happens(40), private), caller=caller)
+    writable = draw.happens(40)
+    # allowed.py: a write through a shared map of a file that may have a capability
+    private = draw.happens(30) or (writable and not draw.world.set_ids)
+    return replace(held.map_file(draw.dice.below(_MAPS), slot, writable, private), caller=caller)
 
 
 @in_family("maps", 2)

@@ -21,7 +21,8 @@ from hypothesis.errors import Flaky
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-import tests.differential.drawing_held  # noqa: F401 - registers its families
+import tests.differential.drawing_held
+import tests.differential.drawing_looking  # noqa: F401 - both register their families
 from tests.differential import operations
 from tests.differential.dice import Dice
 from tests.differential.drawing import FAMILIES, OF_HOLDERS, Maker, draw_operation

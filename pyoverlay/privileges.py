@@ -51,17 +51,49 @@ def acts_as_owner(process: int) -> bool:
 def keeps_set_id_bits(process: int) -> bool:
     """Tell whether suid and sgid stay when a thread changes a file's data: CAP_FSETID, capabilities(7).
 
-    A process that can't be asked has no such right.
+    A process that can't be asked has no such right, nor has root of another user namespace.
     """
     try:
-        return _has_capability(process, _CAP_FSETID)
+        return _has_capability(process, _CAP_FSETID) and _shares_our_namespace(process)
     except OSError:
         return False
 
 
-def _has_capability(process: int | str, capability: int) -> bool:
-    with open(f"/proc/{process}/status", encoding="utf-8", errors="replace") as status:
-        for line in status:
-            if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> capability & 1)
+def keeps_set_group_id(process: int, user: int, group: int) -> bool:
+    """Tell whether a thread may leave sgid on a file of ``user`` and ``group``, ids as we see them.
+
+    It is in the group by its supplementary groups, or has CAP_FSETID over the file: fs/inode.c:
+    in_group_or_capable.  A process that can't be asked may not.
+    """
+    try:
+        if str(group) in _status_field(process, "Groups:").split():
+            return True
+        return _has_capability(process, _CAP_FSETID) and (
+            _shares_our_namespace(process)
+            or (_has_id(process, "uid_map", user) and _has_id(process, "gid_map", group))
+        )
+    except OSError:
+        return False
+
+
+def _shares_our_namespace(process: int) -> bool:
+    return os.readlink(f"/proc/{process}/ns/user") == os.readlink("/proc/self/ns/user")
+
+
+def _has_id(process: int, name: str, number: int) -> bool:
+    """Tell whether an id of ours has a place in the user namespace of a process, which isn't ours."""
+    with open(f"/proc/{process}/{name}", encoding="ascii") as id_map:
+        for line in id_map:
+            _inside, first, count = map(int, line.split())
+            if first <= number < first + count:
+                return True
     return False
+
+
+def _has_capability(process: int | str, capability: int) -> bool:
+    return bool(int(_status_field(process, "CapEff:") or "0", 16) >> capability & 1)
+
+
+def _status_field(process: int | str, name: str) -> str:
+    with open(f"/proc/{process}/status", encoding="utf-8", errors="replace") as status:
+        return next((line.removeprefix(name).strip() for line in status if line.startswith(name)), "")

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from pyoverlay.fuse import wire
+from pyoverlay.fuse.answers import caller_of
 from pyoverlay.fuse.device import MAX_TRANSFER
 from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.passthrough import Passthrough
 from pyoverlay.fuse.reading import WaitingReads
 from pyoverlay.fuse.wire import Opcode
-from pyoverlay.overlay.filesystem import OverlayFilesystem
+from pyoverlay.overlay.filesystem import Caller, Node, OverlayFilesystem
 from pyoverlay.privileges import is_administrator
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class Exchange:
         self.on_interrupt: Callable[[int], None] = _interrupt_nothing
         """Called with the number of a request whose caller got a signal."""
         self.debugging: Final = log.isEnabledFor(logging.DEBUG)
+        self._killing: dict[int, tuple[Node, Caller]] = {}
+        """Requests under way that will clear set-id bits of a lower's file, of whom."""
         self._closed = False
         self._on_ready = on_ready
         self._view = memoryview(bytearray(BUFFER_SIZE))
@@ -127,7 +130,7 @@ class Exchange:
         if opcode == _INIT:
             self._answer_init(unique, message)
             return Request(opcode, pid, unique, message)
-        self._look_at_flags(opcode, nodeid, message)
+        self._look_at_flags(opcode, unique, nodeid, message)
         if self._fast_path is not None:
             answer = self._fast_path.answer(opcode, unique, nodeid, message)
             if answer is not None:
@@ -169,17 +172,20 @@ class Exchange:
         self.write(unique, reply)
         self._on_ready()
 
-    def _look_at_flags(self, opcode: int, nodeid: int, message: memoryview) -> None:
+    def _look_at_flags(self, opcode: int, unique: int, nodeid: int, message: memoryview) -> None:
         if opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
-            self._kill_privileges(nodeid)
+            self._kill_privileges(unique, nodeid, caller_of(message, 0))
         elif opcode == _RELEASE:
             self._passthrough.released(wire.released_handle(message))
 
-    def _kill_privileges(self, nodeid: int) -> None:
+    def _kill_privileges(self, unique: int, nodeid: int, caller: Caller) -> None:
         try:
-            self.filesystem.kill_privileges(nodeid)
+            waiting = self.filesystem.kill_privileges(nodeid, caller)
         except OSError as failure:
             log.warning("can't clear suid, sgid and capabilities of node %d: %s", nodeid, failure)
+            return
+        if waiting is not None:
+            self._killing[unique] = waiting, caller
 
     def opened(self, handle: int) -> tuple[int, int]:
         """Decide how an opened file is read and written; see `Passthrough.opened`."""
@@ -191,6 +197,9 @@ class Exchange:
         """Write a reply, from any thread; whoever waits for one that is refused gets an error."""
         if self._closed:
             return
+        if self._killing and unique in self._killing:
+            # Before its caller can go on: what comes next is another's change.
+            self.filesystem.spare_privileges(*self._killing.pop(unique))
         try:
             if len(pieces) == 1:
                 os.write(self.device, pieces[0])

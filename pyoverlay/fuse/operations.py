@@ -11,7 +11,6 @@ import errno
 import functools
 import logging
 import os
-import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -270,13 +269,16 @@ class OverlayOperations(pyfuse3.Operations):
             access_ns=attr.st_atime_ns if fields.update_atime else None,
             modification_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        if change == Change() and not self._may_clear_set_ids(inode, ctx):
-            raise FUSEError(errno.EPERM)
+        caller = None
+        if change == Change():
+            caller = self._caller(ctx)
+            if not self._may_clear_set_ids(inode, caller):
+                raise FUSEError(errno.EPERM)
         return self._attributes(
-            await self._run(ctx.pid, lambda: self._filesystem.change_attributes(inode, change, fh))
+            await self._run(ctx.pid, lambda: self._filesystem.change_attributes(inode, change, fh, caller))
         )
 
-    def _may_clear_set_ids(self, inode: InodeT, ctx: RequestContext) -> bool:
+    def _may_clear_set_ids(self, inode: InodeT, caller: Caller) -> bool:
         """Tell whether a change of nothing may clear set-id bits, if there are any.
 
         It is a chown(2) that names no owner, of which fs/attr.c: notify_change makes a chmod, or a write(2),
@@ -284,9 +286,11 @@ class OverlayOperations(pyfuse3.Operations):
         """
         node = self._filesystem.node(inode)
         shown = self._filesystem.attributes(node)
-        if stat.S_ISDIR(shown.mode) or not shown.mode & (stat.S_ISUID | stat.S_ISGID):
+        if node.is_directory or not self._filesystem.would_drop_set_ids(node, caller):
             return True
-        return ctx.uid == shown.user or self._filesystem.may_be_written(node) or _acts_as_owner(ctx.pid)
+        return (
+            caller.user == shown.user or self._filesystem.may_be_written(node) or _acts_as_owner(caller.pid)
+        )
 
     @_answers
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:

@@ -23,7 +23,6 @@ from pyoverlay.fuse.exchange import Request
 from pyoverlay.fuse.wire import Buffer, Opcode
 from pyoverlay.layers.syscalls import FLAG_COMMANDS, GET_EXTENDED_FLAGS, GET_FLAGS, SET_FLAGS, error
 from pyoverlay.overlay.filesystem import CopyUpNeeded, OverlayFilesystem, RangeWork
-from pyoverlay.privileges import keeps_set_id_bits
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +168,7 @@ class OwnOpcodes:
 
     def _allocate(self, _nodeid: int, message: memoryview) -> _Later:
         handle, offset, length, mode = messages.ALLOCATE.unpack_from(message, messages.BODY)
-        keeps = self._keeps_privileges(message)
-        work = self._filesystem.allocation(handle, mode, offset, length, keeps_privileges=keeps)
+        work = self._filesystem.allocation(handle, mode, offset, length, caller_of(message, 0))
         return _Later(work, lambda: b"")
 
     def _seek(self, _nodeid: int, message: memoryview) -> Buffer:
@@ -192,13 +190,9 @@ class OwnOpcodes:
             target,
             (source_position, target_position),
             min(length, most),
-            keeps_privileges=self._keeps_privileges(message),
+            caller_of(message, 0),
         )
         return _Later(work, lambda: tell(work.copied))
-
-    @staticmethod
-    def _keeps_privileges(message: memoryview) -> bool:
-        return keeps_set_id_bits(caller_of(message, 0).pid)
 
     # Attributes
 

@@ -17,9 +17,11 @@ from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer
 from pyoverlay.layers.syscalls import NOW, error
 from pyoverlay.overlay.access_control import ACL_PREFIX
+from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.copy_up import CopyUps
 from pyoverlay.overlay.node import Directory, Node
 from pyoverlay.overlay.ownership import CAPABILITY
+from pyoverlay.privileges import keeps_set_group_id
 
 _DEFAULT_ACL: Final = b"system.posix_acl_default"
 _TRUSTED_PREFIX: Final = b"trusted."
@@ -56,8 +58,12 @@ class AttributeChanges:
         self._absent: set[tuple[Layer, int, bytes]] = set()
         """Where a layer has answered, for a type of files, that an attribute isn't there: it can have it."""
 
-    def change(self, node: Node, change: Change, descriptor: int | None = None) -> None:
+    def change(
+        self, node: Node, change: Change, descriptor: int | None = None, caller: Caller | None = None
+    ) -> None:
         """Apply ``change``; ``descriptor`` is the caller's own, open for writing, if it has one.
+
+        ``caller`` is who asks for a change of nothing, at which sgid may fall.
 
         Raises CopyUpNeeded or OSError.
         """
@@ -69,8 +75,9 @@ class AttributeChanges:
             self._truncate(node, change.size, descriptor)
         if change.user is not None or change.group is not None or change == Change():
             # chown(2) clears suid, sgid and capabilities itself, also the one that names no owner: it is
-            # the only change that arrives empty.
-            node.kill_privileges = False
+            # the only change that arrives empty.  Not sgid, where the caller isn't in the group: we are root.
+            killers = node.privilege_killers if caller is None else (caller,)
+            self._clear_set_group_id(node, killers)
             self._ownership.set_owner(upper, user, group)
         if change.mode is not None:
             upper.set_mode(stat.S_IMODE(change.mode))
@@ -116,25 +123,49 @@ class AttributeChanges:
 
     def kill_privileges_if_asked(self, node: Node) -> None:
         """Clear suid, sgid and capabilities when an unprivileged caller changed the data."""
-        if node.kill_privileges:
-            node.kill_privileges = False
-            self.kill_privileges(node)
+        for caller in node.privilege_killers:
+            self.kill_privileges(node, caller)
 
-    def kill_privileges(self, node: Node) -> None:
-        """Clear suid, sgid (where the group may execute) and capabilities.
+    def kill_privileges(self, node: Node, caller: Caller) -> None:
+        """Clear suid, sgid (see `_drops_set_group_id`) and capabilities at a change of ``caller``'s.
 
         The node is in the upper.  fs/attr.c: setattr_should_drop_suidgid.
         """
         assert node.upper is not None
         mode = node.upper.status().st_mode
         kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
+        if self._drops_set_group_id(node, mode, caller):
             kept &= ~stat.S_ISGID
         if kept != mode:
             node.upper.set_mode(stat.S_IMODE(kept))
         with contextlib.suppress(OSError):
             node.upper.remove_attribute(CAPABILITY)
         node.attributes = None
+
+    def would_drop_set_ids(self, node: Node, caller: Caller) -> bool:
+        """Tell whether a chown(2) of ``caller``'s that names no owner would clear a file's set-id bits."""
+        mode = self._lookup.attributes(node).mode
+        return bool(mode & stat.S_ISUID) or self._drops_set_group_id(node, mode, caller)
+
+    def _clear_set_group_id(self, node: Node, callers: tuple[Caller, ...]) -> None:
+        if node.is_directory or not callers:
+            return
+        assert node.upper is not None
+        mode = node.upper.status().st_mode
+        if any(self._drops_set_group_id(node, mode, caller) for caller in callers):
+            node.upper.set_mode(stat.S_IMODE(mode & ~stat.S_ISGID))
+        node.attributes = None
+
+    def _drops_set_group_id(self, node: Node, mode: int, caller: Caller) -> bool:
+        """Tell whether sgid falls at a change of ``caller``'s: fs/attr.c: setattr_should_drop_sgid."""
+        if not mode & stat.S_ISGID or node.is_directory:
+            return False
+        if mode & stat.S_IXGRP:
+            return True
+        owner = self._lookup.attributes(node)
+        if caller.group == owner.group:
+            return False
+        return not keeps_set_group_id(caller.pid, owner.user, owner.group)
 
     # Extended attributes
 

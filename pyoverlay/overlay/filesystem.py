@@ -145,26 +145,44 @@ class OverlayFilesystem:
 
     # Attributes
 
-    def change_attributes(self, nodeid: int, change: Change, handle: int | None = None) -> Node:
-        """Apply a change; ``handle`` is the open file that the caller has, if any."""
+    def change_attributes(
+        self, nodeid: int, change: Change, handle: int | None = None, caller: Caller | None = None
+    ) -> Node:
+        """Apply a change; ``handle`` is the open file that the caller has, if any.
+
+        ``caller`` is needed for a change of nothing, see `would_drop_set_ids`.
+        """
         node = self.node(nodeid)
         opened = self._handles.get(handle) if handle is not None else None
         descriptor = opened.descriptor if isinstance(opened, OpenFile) and opened.writable else None
-        self._attributes.change(node, change, descriptor)
+        self._attributes.change(node, change, descriptor, caller)
         return node
 
-    def kill_privileges(self, nodeid: int) -> None:
+    def kill_privileges(self, nodeid: int, caller: Caller) -> Node | None:
         """Clear suid, sgid and capabilities of a file that an unprivileged caller writes to.
 
-        A file that isn't in the upper yet loses them with the change of data that copies it up.
+        A file that isn't in the upper yet loses them with the change of data that copies it up: it is
+        returned, and `spare_privileges` is to be called when that change is over, done or failed.
         """
         node = self.nodes.get(nodeid)
         if node is None or not node.is_regular:
-            return
+            return None
         if node.upper is None:
-            node.kill_privileges = True
-        else:
-            self._attributes.kill_privileges(node)
+            node.privilege_killers += (caller,)
+            return node
+        self._attributes.kill_privileges(node, caller)
+        return None
+
+    @staticmethod
+    def spare_privileges(node: Node, caller: Caller) -> None:
+        """Take back what `kill_privileges` left to a change of ``caller``'s, which is over."""
+        killers = list(node.privilege_killers)
+        killers.remove(caller)
+        node.privilege_killers = tuple(killers)
+
+    def would_drop_set_ids(self, node: Node, caller: Caller) -> bool:
+        """Tell whether a change of nothing, which a chown(2) without an owner is, clears set-id bits."""
+        return self._attributes.would_drop_set_ids(node, caller)
 
     def may_be_written(self, node: Node) -> bool:
         """Tell whether anybody has the file open for writing."""
@@ -268,21 +286,15 @@ class OverlayFilesystem:
         """Return where data or a hole of an open file begins: lseek(2), SEEK_DATA and SEEK_HOLE."""
         return self._ranges.find(self.file(handle), offset, whence)
 
-    def allocation(
-        self, handle: int, mode: int, offset: int, length: int, *, keeps_privileges: bool
-    ) -> RangeWork:
+    def allocation(self, handle: int, mode: int, offset: int, length: int, caller: Caller) -> RangeWork:
         """Begin a fallocate(2) of an open file; see `Ranges.allocation`."""
-        return self._ranges.allocation(
-            self.file(handle), mode, offset, length, keeps_privileges=keeps_privileges
-        )
+        return self._ranges.allocation(self.file(handle), mode, offset, length, caller)
 
     def copy_of_range(
-        self, source: int, target: int, positions: tuple[int, int], length: int, *, keeps_privileges: bool
+        self, source: int, target: int, positions: tuple[int, int], length: int, caller: Caller
     ) -> RangeCopy:
         """Begin a copy_file_range(2) between two open files; see `Ranges.copy`."""
-        return self._ranges.copy(
-            self.file(source), self.file(target), positions, length, keeps_privileges=keeps_privileges
-        )
+        return self._ranges.copy(self.file(source), self.file(target), positions, length, caller)
 
     def open_directory(self, nodeid: int) -> int:
         """Open a directory for listing; return its handle."""

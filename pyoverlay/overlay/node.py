@@ -11,7 +11,7 @@ import stat
 from typing import Final, NamedTuple
 
 from pyoverlay.layers.layer import Layer, LayerObject
-from pyoverlay.overlay.birth import Inheritance
+from pyoverlay.overlay.birth import Caller, Inheritance
 
 ROOT_NODEID: Final = 1
 
@@ -59,7 +59,6 @@ class Node:
         "attributes",
         "file_type",
         "inode",
-        "kill_privileges",
         "link_key",
         "lookups",
         "lost_names",
@@ -67,6 +66,7 @@ class Node:
         "name",
         "nodeid",
         "parent",
+        "privilege_killers",
         "protection",
         "unlinked",
         "unseen",
@@ -101,8 +101,8 @@ class Node:
         """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
         self.protection: int | None = None
         """Whether it is immutable, append-only, both or neither (`protection`); None when it isn't known."""
-        self.kill_privileges = False
-        """Whether the next change of data must clear suid, sgid and capabilities."""
+        self.privilege_killers: tuple[Caller, ...] = ()
+        """At whose changes of data, under way while it is in a lower, suid, sgid and capabilities must go."""
 
     @property
     def real(self) -> LayerObject:

@@ -15,8 +15,10 @@ from typing import Final, Protocol
 from pyoverlay.layers import syscalls
 from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.attributes import AttributeChanges
+from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.files import Files, OpenFile
 from pyoverlay.overlay.protection import Protection
+from pyoverlay.privileges import keeps_set_id_bits
 
 _PIECE: Final = 16 * 1024 * 1024
 """How much is copied before anybody who wants to stop it is heard: a moment's work where it isn't shared."""
@@ -116,14 +118,12 @@ class Ranges:
             raise error(errno.EINVAL)
         return os.lseek(self._files.current_descriptor(file), offset, whence)
 
-    def allocation(
-        self, file: OpenFile, mode: int, offset: int, length: int, *, keeps_privileges: bool
-    ) -> RangeWork:
-        """Begin a fallocate(2); ``keeps_privileges`` for a caller at whose writes suid and sgid stay."""
+    def allocation(self, file: OpenFile, mode: int, offset: int, length: int, caller: Caller) -> RangeWork:
+        """Begin a fallocate(2) of ``caller``'s."""
         self._protection.refuse_if_immutable(file.node)
         if mode & ~_KEEP_SIZE:
             self._protection.refuse_shrinking(file.node)
-        self._begin_change(file, keeps_privileges=keeps_privileges)
+        self._begin_change(file, caller)
         return Allocation(file, mode, offset, length)
 
     def copy(
@@ -132,19 +132,18 @@ class Ranges:
         target: OpenFile,
         positions: tuple[int, int],
         length: int,
-        *,
-        keeps_privileges: bool,
+        caller: Caller,
     ) -> RangeCopy:
         """Begin a copy_file_range(2) of ``length`` bytes from one open file to another, or the same."""
         self._protection.refuse_if_immutable(target.node)
-        self._begin_change(target, keeps_privileges=keeps_privileges)
+        self._begin_change(target, caller)
         return RangeCopy(self._files.descriptor_for_reading(source), target, positions, length)
 
-    def _begin_change(self, file: OpenFile, *, keeps_privileges: bool) -> None:
+    def _begin_change(self, file: OpenFile, caller: Caller) -> None:
         """fs/inode.c: file_remove_privs; the capabilities are taken from the real file by its file system."""
         if not file.writable:
             raise error(errno.EBADF)
         file.node.attributes = None
         self._attributes.drop_capabilities(file.node)
-        if not keeps_privileges and file.node.real.status().st_mode & _SET_ID:
-            self._attributes.kill_privileges(file.node)
+        if file.node.real.status().st_mode & _SET_ID and not keeps_set_id_bits(caller.pid):
+            self._attributes.kill_privileges(file.node, caller)

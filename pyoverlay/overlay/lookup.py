@@ -121,11 +121,12 @@ class Lookup:
                 if hides_below:
                     break
                 continue
-            if self._is_whiteout(candidate, seen):
+            names = self._attributes_of_empty(candidate, seen)
+            if self._says_whiteout(seen, names):
                 break
             if not stat.S_ISDIR(seen.st_mode):
                 if not objects:
-                    return Found([candidate], seen, self._suspect_metacopy(candidate, seen))
+                    return Found([candidate], seen, self._suspect_metacopy(candidate, seen, names))
                 break
             self._refuse_trap(seen)
             objects.append(candidate)
@@ -237,24 +238,36 @@ class Lookup:
         return self._status(directory.child(marks.aufs_whiteout(name))) is not None
 
     def _is_whiteout(self, candidate: LayerObject, status: os.stat_result) -> bool:
+        return self._says_whiteout(status, self._attributes_of_empty(candidate, status))
+
+    def _says_whiteout(self, status: os.stat_result, names: frozenset[bytes] | None) -> bool:
+        """Tell a whiteout by its device number, or by the attributes of an empty file in a lower."""
         if marks.is_whiteout_device(status.st_mode, status.st_rdev):
             return True
+        return names is not None and self.stack.dialect.attribute("whiteout") in names
+
+    def _attributes_of_empty(self, candidate: LayerObject, status: os.stat_result) -> frozenset[bytes] | None:
+        """Return the names of the attributes of a lower's empty file, which may be more than that."""
         if status.st_size or not stat.S_ISREG(status.st_mode) or candidate.layer.writable:
-            return False
-        return self.stack.dialect.attribute("whiteout") in candidate.list_attributes()
+            return None
+        return self._attribute_names(candidate)
 
     def _refuse_trap(self, status: os.stat_result) -> None:
         """A lower that contains the upper or the work directory must not show it (ovl_setup_trap)."""
         if (status.st_dev, status.st_ino) in self.stack.traps:
             raise error(errno.ELOOP)
 
-    def _suspect_metacopy(self, candidate: LayerObject, status: os.stat_result) -> frozenset[bytes] | None:
+    def _suspect_metacopy(
+        self, candidate: LayerObject, status: os.stat_result, names: frozenset[bytes] | None
+    ) -> frozenset[bytes] | None:
         """Refuse a lower file of metadata only, asking just those that may be one.
 
         Such a file has no data blocks, but one block of attributes may be counted.  Opening a file asks
         for certain; so does the lookup of an upper file, whose attributes are read anyway.  Returns the
-        names of the attributes, if they were read.
+        names of the attributes, if they were read; ``names`` are those of an empty file.
         """
+        if names is not None:
+            return self._refuse_metacopy(names)
         if candidate.layer.writable or not stat.S_ISREG(status.st_mode):
             return None
         allocated = status.st_blocks * _BLOCK

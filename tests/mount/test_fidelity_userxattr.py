@@ -43,9 +43,10 @@ def test_what_could_be_forged_is_not_to_be_had(stack: Stack, kind: Kind, options
 
 
 @every_kind
+@pytest.mark.parametrize("size", [0, 4])
 @pytest.mark.parametrize("layer", ["upper", "lower"])
 @pytest.mark.lowers(2)
-def test_forged_marks_are_refused(stack: Stack, kind: Kind, layer: str) -> None:
+def test_forged_marks_are_refused(stack: Stack, kind: Kind, layer: str, size: int) -> None:
     """Neither a directory's redirect nor a file's metacopy is followed, and the rest is there."""
     bottom = stack.lowers[1]
     make_file(bottom / "target" / "inner", "inner")
@@ -54,7 +55,7 @@ def test_forged_marks_are_refused(stack: Stack, kind: Kind, layer: str) -> None:
     top = stack.upper if layer == "upper" else stack.lower
     os.setxattr(make_directory(top / "redirected"), "user.overlay.redirect", b"/target")
     make_file(top / "data")
-    os.truncate(top / "data", 4)
+    os.truncate(top / "data", size)
     os.setxattr(top / "data", "user.overlay.metacopy", b"")
 
     def look() -> tuple[str, ...]:

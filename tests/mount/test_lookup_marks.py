@@ -219,6 +219,19 @@ def test_own_attributes_that_a_user_sets_are_escaped_on_disk(
     assert "trusted.overlay.overlay.opaque" not in os.listxattr(stack.upper / "d")
 
 
+def test_an_empty_file_of_metadata_only_is_refused_by_name(stack: Stack, mount_overlay: MountFactory) -> None:
+    os.setxattr(make_file(stack.lower / "d" / "empty"), METACOPY, b"")
+    make_file(stack.lower / "d" / "plain")
+    directory = mount_overlay().path / "d"
+    with fails_with(errno.EPERM):
+        (directory / "empty").stat()
+    assert names(directory) == ["empty", "plain"]
+    for call in (os.stat, os.unlink, lambda path: os.rename(path, directory / "moved")):
+        with fails_with(errno.EPERM):
+            call(directory / "empty")
+    assert (directory / "plain").read_bytes() == b""
+
+
 def test_escaped_attributes_survive_copy_up_escaped(stack: Stack, mount_overlay: MountFactory) -> None:
     make_file(stack.lower / "f")
     os.setxattr(stack.lower / "f", "trusted.overlay.overlay.metacopy", b"")

@@ -174,7 +174,7 @@ class _Daemon:
         """Mount, serve until the end, clean up.  Raises OverlayError before the mount is live."""
         device.refuse_missing_device()
         device.refuse_bad_target(self._target)
-        _raise_descriptor_limit()
+        _raise_limits()
         os.umask(0)
         self._wait_for_former_mount()
         stack = Stack(self._options)
@@ -240,6 +240,15 @@ def _open_control_socket(connection: device.Connection) -> ControlSocket | None:
         return None
 
 
-def _raise_descriptor_limit() -> None:
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _raise_limits() -> None:
+    """Leave behind the limits of whoever mounts, as far as we may: we work for others.
+
+    How large a file may get is each caller's own limit, which the kernel above us knows.
+    """
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, resource.RLIMIT_NOFILE):
+        _soft, hard = resource.getrlimit(limit)
+        if limit != resource.RLIMIT_NOFILE:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                continue
+        resource.setrlimit(limit, (hard, hard))

@@ -144,6 +144,19 @@ def test_soft_limit_of_descriptors_is_raised(stack: Stack) -> None:
         assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (hard, hard)
 
 
+@pytest.mark.parametrize("options", [[], ["-o", "passthrough=off"]], ids=["passthrough", "no passthrough"])
+def test_limits_of_whoever_mounts_are_not_those_of_all(stack: Stack, options: list[str]) -> None:
+    (stack.lower / "large").write_bytes(bytes(100_000))
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    with mounted_by_command(stack, *options, before=["prlimit", "--fsize=50000:", "--cpu=3600:"]) as pid:
+        assert resource.prlimit(pid, resource.RLIMIT_CPU) == (hard, hard)
+        (stack.merged / "large").chmod(0o600)
+        (stack.merged / "new").write_bytes(bytes(200_000))
+        os.truncate(stack.merged / "new", 150_000)
+        assert (stack.upper / "large").stat().st_size == 100_000
+        assert (stack.upper / "new").stat().st_size == 150_000
+
+
 def test_log_file(stack: Stack, base: Path) -> None:
     """With -d and --log, every request is told in the file, and nothing on the terminal."""
     log = base / "log"

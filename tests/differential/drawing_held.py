@@ -258,9 +258,7 @@ def _setxattr_of(draw: Draw) -> Operation:
     name, value = draw.attribute()
     there = draw.world.slots.get((caller, slot))
     if name == b"unknown.name" and caller != ROOT and there is not None and there.kind == "special":
-        name = (
-            b"user.note"  # copied up by the kernel for nothing, which such a caller can't have pyoverlay do
-        )
+        name = b"user.note"  # the kernel copies up for nothing, which such a caller can't imitate
     return replace(held.setxattr_of(slot, name, value, flags), caller=caller)
 
 

@@ -1,7 +1,9 @@
-"""Who answers while what serves a mount is still being imported?
+"""Who answers before what serves a mount is imported?
 
-trio and pyfuse3 take longer to import than all else that mounting takes.  So the mount is live before: this
-thread answers what needs no waiting, while another one imports; what must wait is kept for pyfuse3.
+trio and pyfuse3 take longer to import than all else that mounting takes, and many a mount, as of a step of an
+image's build, ends before it has needed them.  So the mount is live before: this thread answers what needs no
+waiting.  They are imported when something must wait, by another thread, while this one goes on; what waits is
+kept for pyfuse3.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import os
 import select
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from pyoverlay.fuse.exchange import Exchange, Request
+from pyoverlay.fuse.wire import Opcode
 
 log = logging.getLogger(__name__)
 
@@ -22,18 +26,32 @@ _SECONDS_OF_A_THREAD_TURN: Final = 0.0005
 """A request waits for the importing thread for this long, not for Python's 5 ms."""
 
 
-def serve_while_importing(exchange: Exchange, module: str) -> list[Request]:
-    """Serve until a module has been imported.
+def serve_until_imported(exchange: Exchange, module: str, others: Sequence[int]) -> list[Request] | None:
+    """Serve until a module is needed, and then until it has been imported.
 
     Args:
         exchange: the mount's messages; nothing was read from it yet.
         module: its full name.
+        others: descriptors that are readable when something else needs it.
 
     Returns:
-        The requests that wait for the module, in their order.
+        The requests that wait for the module, in their order; None when the mount has gone without any.
 
     Raises whatever the import raises.
     """
+    kept: list[Request] = []
+    if not _serve_until(exchange, others, kept, needed=_waits) and not _waits(kept):
+        return None
+    _serve_while_importing(exchange, module, kept)
+    return kept
+
+
+def _waits(kept: Sequence[Request]) -> bool:
+    """Tell whether a request waits: INIT has been answered, libfuse just wants it, too."""
+    return any(request.opcode != Opcode.INIT for request in kept)
+
+
+def _serve_while_importing(exchange: Exchange, module: str, kept: list[Request]) -> None:
     done, importing_ends = os.pipe()
     failures: list[BaseException] = []
 
@@ -50,7 +68,7 @@ def serve_while_importing(exchange: Exchange, module: str) -> list[Request]:
     thread = threading.Thread(target=import_it, name="import")
     thread.start()
     try:
-        return _serve_until(exchange, done)
+        _serve_until(exchange, [done], kept)
     finally:
         thread.join()
         sys.setswitchinterval(usual_turn)
@@ -59,17 +77,26 @@ def serve_while_importing(exchange: Exchange, module: str) -> list[Request]:
             raise failures[0]
 
 
-def _serve_until(exchange: Exchange, done: int) -> list[Request]:
-    kept: list[Request] = []
+def _serve_until(
+    exchange: Exchange,
+    others: Sequence[int],
+    kept: list[Request],
+    needed: Callable[[Sequence[Request]], bool] = lambda _kept: False,
+) -> bool:
+    """Serve until one of the descriptors ``others`` is readable or what was ``kept`` is ``needed``.
+
+    Returns:
+        Whether the mount is still there.
+    """
     poll = select.poll()
-    poll.register(exchange.device, select.POLLIN)
-    poll.register(done, select.POLLIN)
+    for descriptor in (exchange.device, *others):
+        poll.register(descriptor, select.POLLIN)
     while True:
         ready = [descriptor for descriptor, _events in poll.poll()]
         if exchange.device in ready and not _receive_what_is_there(exchange, kept):
-            poll.unregister(exchange.device)  # the mount has gone
-        if done in ready:
-            return kept
+            return False
+        if needed(kept) or len(ready) > (exchange.device in ready):
+            return True
 
 
 def _receive_what_is_there(exchange: Exchange, kept: list[Request]) -> bool:

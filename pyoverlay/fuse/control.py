@@ -68,6 +68,10 @@ class ControlSocket:
         assert failure is not None
         raise failure
 
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when somebody asks."""
+        return self._socket.fileno()
+
     async def serve(self, describe: Callable[[], Description]) -> None:
         """Answer what ``describe`` returns until cancelled."""
         import trio  # noqa: PLC0415

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from pyoverlay.fuse import device, occupation
-from pyoverlay.fuse.beginning import serve_while_importing
+from pyoverlay.fuse.beginning import serve_until_imported
 from pyoverlay.fuse.control import ControlSocket
 from pyoverlay.fuse.device import Label, MountError
-from pyoverlay.fuse.exchange import Exchange
+from pyoverlay.fuse.exchange import Exchange, Request
+from pyoverlay.layers import syscalls
 from pyoverlay.layers.stack import Stack
 from pyoverlay.options import MountOptions, OverlayError
 from pyoverlay.overlay.filesystem import OverlayFilesystem
@@ -209,7 +210,10 @@ class _Daemon:
         exchange = Exchange(connection.descriptor, filesystem, on_ready)
         control = _open_control_socket(connection)
         try:
-            kept = serve_while_importing(exchange, "pyoverlay.fuse.service")
+            kept = self._begin(exchange, control)
+            if kept is None:
+                exchange.close()
+                return
             from pyoverlay.fuse import service  # noqa: PLC0415
 
             options = dataclasses.asdict(self._options)
@@ -218,6 +222,16 @@ class _Daemon:
             if control is not None:
                 control.close()
             filesystem.close()
+
+    @staticmethod
+    def _begin(exchange: Exchange, control: ControlSocket | None) -> list[Request] | None:
+        """Serve until pyfuse3 is needed: by a request, a signal, or somebody who inspects the mount."""
+        pending = syscalls.signal_descriptor(_SIGNALS)
+        others = [pending] if control is None else [pending, control.fileno()]
+        try:
+            return serve_until_imported(exchange, "pyoverlay.fuse.service", others)
+        finally:
+            os.close(pending)
 
     @staticmethod
     def _detach(connection: device.Connection) -> None:

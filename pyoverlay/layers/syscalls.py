@@ -13,6 +13,7 @@ import fcntl
 import os
 import struct
 import sys
+from collections.abc import Iterable
 from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -52,6 +53,7 @@ _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 
 _MAX_HANDLE_SIZE: Final = 128
+_SIGNAL_SET_SIZE: Final = 128
 _FICLONE: Final = 0x40049409
 # _IOR(0x15, 0, struct fsuuid2), include/uapi/linux/fs.h; Linux 6.9.
 _FS_IOC_GETFSUUID: Final = (2 << 30) | (17 << 16) | (0x15 << 8)
@@ -331,3 +333,13 @@ def extended_file_flags(descriptor: int) -> bytes:
 def set_extended_file_flags(descriptor: int, value: bytes) -> None:
     """Set struct fsxattr of an open file: FS_IOC_FSSETXATTR."""
     fcntl.ioctl(descriptor, SET_EXTENDED_FLAGS, value)
+
+
+def signal_descriptor(signals: Iterable[int]) -> int:
+    """Return a descriptor that is readable while one of these signals, all of them blocked, is pending.
+
+    signalfd(2).  Nothing is to be read from it: then the signal stays pending.
+    """
+    mask = sum(1 << (number - 1) for number in signals)
+    signal_set = struct.pack("=Q", mask).ljust(_SIGNAL_SET_SIZE, b"\0")
+    return _check(_libc.signalfd(-1, signal_set, os.O_CLOEXEC | os.O_NONBLOCK))

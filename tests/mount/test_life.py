@@ -106,6 +106,24 @@ def mounted_by_command(
         mount.remove()
 
 
+def test_what_needs_no_waiting_loads_no_pyfuse3(adopted: None, stack: Stack) -> None:
+    """A mount as for a step of an image's build ends before it has needed trio and pyfuse3."""
+    options = ",".join(Mount(Kind.PYOVERLAY, stack).option_list())
+    before = children()
+    subprocess.run([*PYOVERLAY, "mount", "-o", options, stack.merged], env=environment(), check=True)
+    [pid] = children() - before
+    maps = Path(f"/proc/{pid}/maps")
+    (stack.merged / "new").write_text("new")
+    assert sorted(os.listdir(stack.merged)) == ["big", "directory", "file", "new"]
+    (stack.merged / "file").unlink()
+    assert "pyfuse3" not in maps.read_text()
+    (stack.merged / "directory").chmod(0o700)
+    os.truncate(stack.merged / "big", 1)  # copies up
+    assert "pyfuse3" in maps.read_text()
+    subprocess.run(["umount", stack.merged], check=True)
+    assert exit_status(pid) == 0
+
+
 def test_pipes_of_the_caller_end(stack: Stack) -> None:
     """stdout, stderr and whatever else was inherited end with the command, though the daemon lives on."""
     reading, writing = os.pipe()

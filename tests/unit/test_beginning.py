@@ -1,4 +1,4 @@
-"""Is a mount served while what serves it is still being imported?
+"""Is a mount served before what serves it is imported, and meanwhile?
 
 A module that waits to be told stands for trio and pyfuse3.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pyoverlay.fuse.beginning import serve_while_importing
+from pyoverlay.fuse.beginning import serve_until_imported
 from pyoverlay.fuse.exchange import Exchange, Request
 from pyoverlay.fuse.wire import Opcode
 from tests.unit.test_forwarder import init_request, request
@@ -34,7 +34,8 @@ class Beginning:
         self.kernel.settimeout(SECONDS)
         device.setblocking(False)
         self.ready = threading.Event()
-        self.kept: list[Request] = []
+        self.kept: list[Request] | None = []
+        self._needed, self._needing = os.pipe()
         self.failure: BaseException | None = None
         self._exchange = Exchange(device.detach(), overlay.fs, self.ready.set)
         self._thread = threading.Thread(target=self._serve)
@@ -42,15 +43,27 @@ class Beginning:
 
     def _serve(self) -> None:
         try:
-            self.kept = serve_while_importing(self._exchange, MODULE)
+            self.kept = serve_until_imported(self._exchange, MODULE, [self._needed])
         except BaseException as failure:  # noqa: BLE001 - the test asks for it
             self.failure = failure
+
+    def need(self) -> None:
+        """What a signal does, or somebody who inspects the mount."""
+        os.write(self._needing, b"x")
+
+    def asked(self, message: bytes) -> tuple[int, int]:
+        """Send a request; return the error and the number of the answer."""
+        self.kernel.send(message)
+        _length, error, unique = struct.unpack_from("=IiQ", self.kernel.recv(4096))
+        return error, unique
 
     def end(self) -> None:
         self._thread.join(SECONDS)
         assert not self._thread.is_alive()
         self._exchange.close()
         self.kernel.close()
+        os.close(self._needed)
+        os.close(self._needing)
 
 
 class SlowModule:
@@ -59,14 +72,23 @@ class SlowModule:
     def __init__(self, directory: Path) -> None:
         self.path = directory / f"{MODULE}.py"
         self._reading, self._writing = os.pipe()
-        self.path.write_text(f"import os\nos.read({self._reading}, 1)\n")
+        self._began, self._beginning = os.pipe()
+        self.path.write_text(f"import os\nos.write({self._beginning}, b'x')\nos.read({self._reading}, 1)\n")
+
+    @property
+    def is_being_imported(self) -> bool:
+        return MODULE in sys.modules
+
+    def began(self) -> bool:
+        """Wait until the import has begun."""
+        return os.read(self._began, 1) == b"x"
 
     def let_go_on(self) -> None:
         os.write(self._writing, b"x")
 
     def close(self) -> None:
-        os.close(self._reading)
-        os.close(self._writing)
+        for descriptor in (self._reading, self._writing, self._began, self._beginning):
+            os.close(descriptor)
 
 
 @pytest.fixture
@@ -79,19 +101,32 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowModu
     sys.modules.pop(MODULE, None)
 
 
-def test_what_needs_no_waiting_is_answered_before(
+def test_nothing_is_imported_before_it_is_needed(
     open_overlay: Callable[..., Vfs], module: SlowModule
 ) -> None:
     began = Beginning(open_overlay())
-    began.kernel.send(init_request(0))
-    assert struct.unpack_from("=IiQ", began.kernel.recv(4096))[1:] == (0, 1)
-    assert began.ready.is_set()
-    began.kernel.send(request(Opcode.GETATTR, bytes(16), unique=4))
-    assert struct.unpack_from("=IiQ", began.kernel.recv(4096))[1:] == (0, 4)
-    assert MODULE not in sys.modules or began._thread.is_alive(), "the import goes on"
+    assert began.asked(init_request(0)) == (0, 1)
+    assert began.ready.wait(SECONDS)
+    assert began.asked(request(Opcode.GETATTR, bytes(16), unique=4)) == (0, 4)
+    assert not module.is_being_imported
+    began.need()
+    assert module.began()
+    assert began.asked(request(Opcode.GETATTR, bytes(16), unique=6)) == (0, 6), "it goes on meanwhile"
     module.let_go_on()
     began.end()
+    assert began.kept is not None
     assert [kept.opcode for kept in began.kept] == [Opcode.INIT], "libfuse wants it, too"
+
+
+def test_a_request_that_waits_needs_it(open_overlay: Callable[..., Vfs], module: SlowModule) -> None:
+    began = Beginning(open_overlay())
+    began.asked(init_request(0))
+    began.kernel.send(request(Opcode.FSYNCDIR, bytes(16), unique=4))
+    assert module.began()
+    module.let_go_on()
+    began.end()
+    assert began.kept is not None
+    assert [kept.opcode for kept in began.kept] == [Opcode.INIT, Opcode.FSYNCDIR]
 
 
 def test_what_waits_is_kept_whole_and_in_order(open_overlay: Callable[..., Vfs], module: SlowModule) -> None:
@@ -101,6 +136,7 @@ def test_what_waits_is_kept_whole_and_in_order(open_overlay: Callable[..., Vfs],
         began.kernel.send(message)
     module.let_go_on()
     began.end()
+    assert began.kept is not None
     assert [bytes(kept.message) for kept in began.kept] == messages
 
 
@@ -108,9 +144,11 @@ def test_what_comes_at_the_very_end_is_not_lost(open_overlay: Callable[..., Vfs]
     """Kept, answered or left in the device: one of these."""
     module.let_go_on()
     began = Beginning(open_overlay(fast_path=False))
+    began.need()
     began.kernel.send(request(Opcode.GETATTR, bytes(16), unique=4))
     began._thread.join(SECONDS)
     left = began._exchange.read()
+    assert began.kept is not None
     assert len(began.kept) + (left is not None) == 1
     began.end()
 
@@ -118,32 +156,64 @@ def test_what_comes_at_the_very_end_is_not_lost(open_overlay: Callable[..., Vfs]
 def test_a_failing_import_is_told(open_overlay: Callable[..., Vfs], module: SlowModule) -> None:
     module.path.write_text("raise ImportError('libfuse is missing')")
     began = Beginning(open_overlay())
+    began.need()
     began.end()
     assert isinstance(began.failure, ImportError)
 
 
-def test_the_mount_goes_before_the_import_has_ended(
+class Device:
+    """Reads of a device that may go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._gone = threading.Event()
+        self.was_gone = threading.Event()
+        self._read = os.readv
+        monkeypatch.setattr(os, "readv", self._readv)
+
+    def _readv(self, descriptor: int, buffers: list[memoryview]) -> int:
+        if self._gone.is_set():
+            self.was_gone.set()
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return self._read(descriptor, buffers)
+
+    def go(self, began: Beginning) -> None:
+        self._gone.set()
+        began.kernel.send(request(Opcode.GETATTR, bytes(16)))
+        assert self.was_gone.wait(SECONDS)
+
+
+def test_a_mount_that_goes_before_has_needed_nothing(
     open_overlay: Callable[..., Vfs], module: SlowModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = threading.Event()
-
-    def no_device(_descriptor: int, _buffers: list[memoryview]) -> int:
-        gone.set()
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-
-    monkeypatch.setattr(os, "readv", no_device)
+    device = Device(monkeypatch)
     began = Beginning(open_overlay())
-    began.kernel.send(request(Opcode.GETATTR, bytes(16)))
-    assert gone.wait(SECONDS)
+    began.asked(init_request(0))
+    device.go(began)
+    began.end()
+    assert (began.failure, began.kept) == (None, None)
+    assert not module.is_being_imported
+
+
+def test_a_mount_that_goes_while_something_waits(
+    open_overlay: Callable[..., Vfs], module: SlowModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(monkeypatch)
+    began = Beginning(open_overlay())
+    began.kernel.send(request(Opcode.FSYNCDIR, bytes(16), unique=4))
+    assert module.began()
+    device.go(began)
     module.let_go_on()
     began.end()
     assert began.failure is None
-    assert began.kept == []
+    assert began.kept is not None
+    assert [kept.unique for kept in began.kept] == [4]
 
 
 def test_nothing_stays_open(open_overlay: Callable[..., Vfs], module: SlowModule) -> None:
     overlay = open_overlay()
     turn, before = sys.getswitchinterval(), open_descriptors()
     module.let_go_on()
-    Beginning(overlay).end()
+    began = Beginning(overlay)
+    began.need()
+    began.end()
     assert (sys.getswitchinterval(), open_descriptors()) == (turn, before)

@@ -12,6 +12,7 @@ import errno
 import os
 import select
 import signal
+import stat
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
@@ -31,6 +32,8 @@ from pyoverlay.sandbox.command import (
 ENDING_SIGNALS: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 _PASSED_DOWN: Final = ENDING_SIGNALS | {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH}
 _WAITED_FOR: Final = _PASSED_DOWN | {signal.SIGCHLD}
+_LARGEST_ACCOUNT_FILE: Final = 1 << 24
+"""Bytes that are read of passwd(5) and group(5)."""
 # Python ignores these; a program expects them as they were at the system's start.
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -206,13 +209,16 @@ def _account(user: tuple[int, int] | str) -> Account:
 
 
 def _lines(path: str) -> list[str]:
-    """Return the lines of a file of the merged view; none when it has no such."""
-    with (
-        contextlib.suppress(OSError),
-        open(path, encoding="utf-8", errors="surrogateescape") as lines,
-    ):
-        return list(lines)
-    return []
+    """Return the lines of a file of the merged view, which may be hostile; none when it has no such file."""
+    try:
+        # A FIFO would be waited for, and /dev/zero has no end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    with open(descriptor, "rb", closefd=True) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return []
+        return os.fsdecode(file.read(_LARGEST_ACCOUNT_FILE)).splitlines()
 
 
 def _become(account: Account) -> None:

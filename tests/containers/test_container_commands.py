@@ -139,6 +139,16 @@ def test_statuses_and_what_can_not_run(engine: Engine) -> None:
     assert "exited 7" in table[-1]
 
 
+@pytest.mark.parametrize("kind", ["device", "fifo"])
+def test_an_image_whose_accounts_have_no_end(engine: Engine, kind: str) -> None:
+    make = "ln -sf /dev/zero /etc/passwd" if kind == "device" else "rm /etc/passwd; mkfifo /etc/passwd"
+    engine.run(make, "--name=made")
+    engine.commit("made", "localhost/hostile:1")
+    line = fail(engine.result("run", "--rm", "--user=user", "hostile:1", "--", "true"))
+    assert "there is no user 'user' in the image's /etc/passwd" in line
+    assert engine("run", "--rm", "--user=7", "hostile:1", "--", "sh", "-c", "echo $HOME") == "/\n"
+
+
 def test_changes_are_kept_and_seen(engine: Engine) -> None:
     script = "[ -e /new ] && echo again; echo x >> /new; echo changed > /d/f; rm /d/g; rm -r /e && mkdir /e"
     assert engine.run(script) == ""
@@ -193,6 +203,7 @@ def test_mistakes_change_nothing(engine: Engine) -> None:
     )
     assert "the image has no command" in engine.refused("run", IMAGE)
     assert "unrecognized arguments: true" in engine.refused("run", IMAGE, "true")
+    assert "must be UTF-8" in engine.refused("run", IMAGE, "--", os.fsdecode(b"\xff"))
     assert "--env A: write NAME=VALUE" in engine.refused("run", "--env=A", IMAGE, "--", "true")
     assert "doesn't exist" in engine.refused("run", "--bind=/nothing-here:/x", IMAGE, "--", "true")
     for command in ("start", "diff", "inspect", "remove"):

@@ -65,6 +65,25 @@ def test_a_relative_directory_is_the_images_mistake_but_not_the_callers() -> Non
         settle(IMAGE, Asked(directory="app"))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Asked(command=["a\0b"]),
+        Asked(environment=["A=\udcff"]),
+        Asked(entrypoint="\udcff"),
+        Asked(directory="/\0"),
+        Asked(user="\udc80"),
+    ],
+)
+def test_what_can_not_be_kept_or_handed_on(asked: Asked) -> None:
+    with pytest.raises(ContainerError, match="must be UTF-8, without a NUL"):
+        settle(IMAGE, asked)
+
+
+def test_an_images_variable_without_a_name_is_left_out() -> None:
+    assert environment(Settings(env=["=x", "A=b"]), "me") == {"HOSTNAME": "me", "A": "b"}
+
+
 def test_the_host_name_is_a_variable_unless_there_is_one() -> None:
     assert environment(Settings(env=["A=b=c", "D"]), "me") == {"HOSTNAME": "me", "A": "b=c"}
     assert environment(Settings(env=["HOSTNAME=other"]), "me") == {"HOSTNAME": "other"}

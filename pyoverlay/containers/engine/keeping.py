@@ -31,7 +31,7 @@ import msgspec
 
 from pyoverlay.containers.engine import mount_points, names, occupation
 from pyoverlay.containers.engine.record import BindRecord, ContainerError, ContainerRecord
-from pyoverlay.containers.engine.settings import Asked, settle
+from pyoverlay.containers.engine.settings import Asked, check_text, settle
 from pyoverlay.images import catalogue, documents, inspecting, locks
 from pyoverlay.images.digests import parse_digest
 from pyoverlay.images.implied import Attributes
@@ -139,6 +139,9 @@ class Containers:
         """
         if name is not None:
             names.checked(name)
+        for bind in binds:
+            check_text(bind.source)
+            check_text(bind.target)
         image_id = catalogue.find_image(self.store, image)
         with contextlib.ExitStack() as resources:
             with self.store.adding(), self._changing():

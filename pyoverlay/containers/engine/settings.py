@@ -51,13 +51,30 @@ def settle(config: RuntimeConfig | None, asked: Asked) -> Settings:
     if asked.directory is not None and not asked.directory.startswith("/"):
         raise ContainerError(f"--workdir {asked.directory}: write an absolute path")
     directory = asked.directory if asked.directory is not None else config.working_dir or ""
-    return Settings(
+    settings = Settings(
         entrypoint=entrypoint,
         cmd=command,
         env=replaced(config.env or [], asked.environment),
         working_dir=posixpath.normpath(posixpath.join("/", directory)) if directory else "",
         user=asked.user if asked.user is not None else config.user or "",
     )
+    for text in (*settings.words(), *settings.env, settings.working_dir, settings.user):
+        check_text(text)
+    return settings
+
+
+def check_text(text: str) -> None:
+    """Refuse what can't be kept, or handed to a program.
+
+    Raises:
+        ContainerError: it isn't UTF-8, or has a NUL.
+    """
+    try:
+        if b"\0" not in text.encode():
+            return
+    except UnicodeEncodeError:
+        pass
+    raise ContainerError(f"{text!r} can't be asked of a container: it must be UTF-8, without a NUL")
 
 
 def replaced(variables: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -70,4 +87,4 @@ def replaced(variables: Sequence[str], others: Sequence[str]) -> list[str]:
 def environment(settings: Settings, host_name: str) -> dict[str, str]:
     """Return the variables that a container's command finds; its own ``HOSTNAME`` goes before the host's."""
     pairs = (text.partition("=") for text in settings.env)
-    return {"HOSTNAME": host_name, **{name: value for name, equals, value in pairs if equals}}
+    return {"HOSTNAME": host_name, **{name: value for name, equals, value in pairs if name and equals}}

@@ -39,6 +39,15 @@ def draw(request: pytest.FixtureRequest) -> Draw:
     return run
 
 
+@pytest.fixture
+def drawn() -> Record:
+    """All that has been drawn in this session."""
+    total = Record("all")
+    for record in _RECORDS:
+        total.counts.update(record.counts)
+    return total
+
+
 def _share(request: pytest.FixtureRequest, steps: int) -> int:
     """What this one of the collected tests that draw has to do of all the steps."""
     drawing = [item for item in request.session.items if "draw" in getattr(item, "fixturenames", ())]

@@ -79,11 +79,12 @@ class RangeCopy:
         """Do it.  Raises OSError when nothing could be copied, EXDEV where the kernel can't copy so."""
         source_position, target_position = self._positions
         while self.copied < self._length and not (self.stopped and self.copied):
+            asked = min(self._length - self.copied, _PIECE)
             try:
                 copied = os.copy_file_range(
                     self._source,
                     self._target.descriptor,
-                    min(self._length - self.copied, _PIECE),
+                    asked,
                     source_position + self.copied,
                     target_position + self.copied,
                 )
@@ -91,9 +92,10 @@ class RangeCopy:
                 if self.copied:
                     return
                 raise
-            if copied == 0:
-                return
             self.copied += copied
+            if copied < asked:
+                # At the source's end, or where only whole blocks are shared: who wants the rest asks again.
+                return
 
     def settle(self) -> None:
         """Forget the attributes."""

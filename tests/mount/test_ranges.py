@@ -287,6 +287,19 @@ def test_blocks_are_shared_where_the_file_system_can(kind: Kind, sharing: Path, 
         assert used < 8 * MIB
 
 
+def test_one_call_shares_whole_blocks_and_copies_no_more(kind: Kind, sharing: Path) -> None:
+    """It is the caller who asks for the rest, as of any copy that came out short."""
+    stack = make_stack(sharing)
+    make_file(stack.upper / "from", b"x" * 8192)
+    with Mount(kind, stack) as mount:
+        target = mount.path / "to"
+        target.write_bytes(b"")
+        with open(mount.path / "from", "rb") as reading, open(target, "r+b") as writing:
+            assert os.copy_file_range(reading.fileno(), writing.fileno(), 5000) == 4096
+            assert os.copy_file_range(reading.fileno(), writing.fileno(), 904) == 904
+        assert target.read_bytes() == b"x" * 5000
+
+
 def test_others_are_answered_while_a_range_is_copied(
     kind: Kind, stack: Stack, mount_overlay: MountFactory
 ) -> None:

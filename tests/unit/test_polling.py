@@ -147,7 +147,7 @@ async def test_one_request_is_handed_over_when_asked_for(
     ends = make_ends()
     nursery.start_soon(ends.forwarder.forward_requests)
     await trio.testing.wait_all_tasks_blocked()
-    first, second = request(Opcode.GETATTR, unique=2), request(Opcode.GETATTR, unique=4)
+    first, second = request(Opcode.GETATTR, bytes(16), unique=2), request(Opcode.GETATTR, bytes(16), unique=4)
     # Without anybody asking, the first goes by itself.
     assert await ends.to_pyfuse3(first) == first
     await ends.forwarder.hand_over_request()
@@ -163,7 +163,7 @@ async def test_a_request_that_was_handed_over_unasked_counts(
     ends = make_ends()
     nursery.start_soon(ends.forwarder.forward_requests)
     for unique in (2, 4):
-        ends.kernel.send(request(Opcode.GETATTR, unique=unique))
+        ends.kernel.send(request(Opcode.GETATTR, bytes(16), unique=unique))
     await trio.testing.wait_all_tasks_blocked()
     with trio.testing.assert_no_checkpoints():
         await ends.forwarder.hand_over_request()
@@ -180,7 +180,7 @@ async def test_waiting_for_a_request_lets_others_run(
     nursery.start_soon(ends.forwarder.forward_requests)
     nursery.start_soon(ends.forwarder.hand_over_request)
     await trio.testing.wait_all_tasks_blocked()
-    message = request(Opcode.GETATTR)
+    message = request(Opcode.GETATTR, bytes(16))
     assert await ends.to_pyfuse3(message) == message
 
 
@@ -201,7 +201,7 @@ async def test_many_requests_let_others_run(make_ends: Callable[[], Ends], nurse
     handed_over = 0
     with trio.fail_after(SECONDS):
         while others < 3:
-            ends.kernel.send(request(Opcode.GETATTR, unique=2 + 2 * handed_over))
+            ends.kernel.send(request(Opcode.GETATTR, bytes(16), unique=2 + 2 * handed_over))
             await ends.forwarder.hand_over_request()
             ends.pyfuse3.recv(1 << 20)
             handed_over += 1
@@ -213,7 +213,7 @@ async def test_no_more_requests_after_the_end(make_ends: Callable[[], Ends], nur
     nursery.start_soon(ends.forwarder.forward_requests)
     await trio.testing.wait_all_tasks_blocked()
     ends.forwarder.stop_reading()
-    ends.kernel.send(request(Opcode.GETATTR))
+    ends.kernel.send(request(Opcode.GETATTR, bytes(16)))
     with trio.move_on_after(0.01) as waiting:
         await ends.forwarder.hand_over_request()
     assert waiting.cancelled_caught
@@ -247,7 +247,7 @@ async def test_nothing_is_asked_of_the_pair_when_no_reply_is_due(
 ) -> None:
     ends = make_ends()
     nursery.start_soon(ends.forwarder.forward_requests)
-    await ends.to_pyfuse3(request(Opcode.GETATTR, unique=2))
+    await ends.to_pyfuse3(request(Opcode.GETATTR, bytes(16), unique=2))
     for unique in (2, 4):
         ends.pyfuse3.send(reply(b"attributes", unique=unique))
     ends.forwarder.forward_expected_replies()

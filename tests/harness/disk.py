@@ -1,10 +1,12 @@
 """Where does a test get a file system of its own? In an image in memory, so that nobody waits for a disk."""
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tests.harness.stack import make_stack
 
 _MEMORY = Path("/dev/shm")
 _SIZE = 1 << 30
+_SECONDS_TO_LET_GO = 10
 _MAKE = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"], "btrfs": ["mkfs.btrfs", "-q"]}
 
 
@@ -44,6 +47,19 @@ def file_system(kind: str) -> Iterator[Path]:
         try:
             yield place
         finally:
-            libc.umount(place)
+            _unmount(place)
     finally:
         shutil.rmtree(directory)
+
+
+def _unmount(place: Path) -> None:
+    """Unmounts what a daemon that has just ended used: the kernel may let go of its files a little later."""
+    deadline = time.monotonic() + _SECONDS_TO_LET_GO
+    while True:
+        try:
+            libc.umount(place)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)

@@ -158,7 +158,14 @@ class Podman:
         try:
             yield identity
         finally:
-            self("rm", "--force", "--time=0", "--volumes", identity)
+            wait_for(lambda: self._has_removed(identity))
+
+    def _has_removed(self, container: str) -> bool:
+        """Remove a container; False when podman's own clean-up of the ended one is still at its mounts."""
+        words = ("podman", "rm", "--force", "--ignore", "--time=0", "--volumes", container)
+        result = self.result(*words)
+        assert result.returncode == 0 or b"resource busy" in result.stderr, result.stderr
+        return result.returncode == 0
 
     def shell(self, container: str, script: str) -> str:
         """Run a script in a running container and return what it printed."""

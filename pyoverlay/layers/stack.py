@@ -13,6 +13,7 @@ import itertools
 import os
 import resource
 import stat
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -25,6 +26,8 @@ from pyoverlay.options import MountOptions, OverlayError
 _DESCRIPTORS_LEFT_TO_FILES: Final = 4
 _MOST_DIRECTORY_DESCRIPTORS: Final = 4096
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_PAUSES_OF_LOCKING: Final = (0.001, 0.005, 0.02)
+"""Seconds between tries."""
 
 
 class LayerError(OverlayError):
@@ -203,12 +206,15 @@ class Stack:
         """Lock a directory for the life of the mount: flock(2), gone with the process that holds it."""
         descriptor = layer.root.open_for_listing()
         self._locks.append(descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LayerError(
-                f"{option}={path} is in use by another pyoverlay mount: unmount that one first"
-            ) from None
+        for pause in (*_PAUSES_OF_LOCKING, None):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                # Whoever only looks whether it is locked has it locked for a moment.
+                if pause is not None:
+                    time.sleep(pause)
+        raise LayerError(f"{option}={path} is in use by another pyoverlay mount: unmount that one first")
 
     def _refuse_incompatible(self, work_path: str) -> None:
         """Refuse what a former mount marked as unusable (fs/overlayfs/readdir.c: ovl_workdir_cleanup)."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -400,3 +402,15 @@ def test_a_whiteout_that_takes_no_more_names(
     assert (stack.upper / "alone").stat().st_nlink == 1
     assert (stack.upper / "before").stat().st_nlink == 1
     assert (stack.upper / "c").stat().st_nlink == links
+
+
+def test_a_look_at_the_lock_refuses_no_mount(
+    stack: LayerDirectories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks whether an upper is in use locks it for a moment."""
+    looking = os.open(stack.upper, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+    opened = Stack(mount_options(stack))
+    opened.close()
+    os.close(looking)

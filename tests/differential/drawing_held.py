@@ -352,8 +352,9 @@ def _link_of(draw: Draw) -> Operation:
 def _map_file(draw: Draw) -> Operation:
     caller, slot = _slot(draw, "file")
     writable = draw.happens(40)
-    # allowed.py: a write through a shared map of a file that may have a capability
-    private = draw.happens(30) or (writable and not draw.world.set_ids)
+    # allowed.py: a write through a shared map of a file that may have a capability; on tmpfs
+    differs = not draw.world.set_ids or not draw.world.maps_move_times
+    private = draw.happens(30) or (writable and differs)
     return replace(held.map_file(draw.dice.below(_MAPS), slot, writable, private), caller=caller)
 
 

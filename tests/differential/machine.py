@@ -130,6 +130,7 @@ class Machine(RuleBasedStateMachine):
     def _mount(self) -> Pair:
         root_mode = self._stack.pick(_ROOT_MODES)
         self._world.set_ids = self._stack.happens(70)
+        self._world.maps_move_times = self.room.variant.upper != "tmpfs"
         self._layers = draw_layers(self._stack, set_ids=self._world.set_ids)
         pair = self._mounts.enter_context(live_pair(self._layers, self.room))
         self._pair, self._world.root = pair, os.fsencode(pair.kernel.path)

@@ -62,6 +62,8 @@ class World:
     """What is held open and was removed, or has another name."""
     set_ids: bool = True
     """Whether modes may have set-id bits; if not, files may have capabilities."""
+    maps_move_times: bool = True
+    """Whether the upper's file system gives a file that is written through a map a new mtime."""
 
     def update(self, tree: dict[bytes, str]) -> None:
         """Takes note of what exists now."""

@@ -8,10 +8,11 @@ before trio is, which only serves it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from pyoverlay.fuse.device import device_number
@@ -46,7 +47,7 @@ class ControlSocket:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self.path = self._bind(number)
-        self._inode = os.stat(self.path).st_ino
+        self._identity = _identity(self.path)
         self._socket.listen()
 
     def _bind(self, number: str) -> str:
@@ -56,11 +57,12 @@ class ControlSocket:
             try:
                 os.makedirs(directory, mode=0o700, exist_ok=True)
                 _refuse_foreign(directory)
-                # A mount number is used by one mount at a time: what is there is a dead daemon's.
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                self._socket.bind(path)
-                os.chmod(path, 0o600)
+                with _locked(directory):
+                    # A mount number is used by one mount at a time: what is there is a dead daemon's.
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+                    self._socket.bind(path)
+                    os.chmod(path, 0o600)
                 return path
             except OSError as error:
                 failure = error
@@ -86,9 +88,27 @@ class ControlSocket:
 
     def close(self) -> None:
         """Remove the socket, if it isn't that of a newer mount with our old number."""
-        with contextlib.suppress(OSError):
-            if os.stat(self.path).st_ino == self._inode:
+        with contextlib.suppress(OSError), _locked(os.path.dirname(self.path)):
+            if _identity(self.path) == self._identity:
                 os.unlink(self.path)
+        self._socket.close()
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """What tells a socket from a later one of its name, which may have its inode number as well."""
+    status = os.stat(path)
+    return status.st_ino, status.st_ctime_ns
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Let no other daemon put its socket there meanwhile, or take one away."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_foreign(directory: str) -> None:

@@ -175,7 +175,11 @@ class Mount:
             raise MountRefusedError(str(error)) from error
         if status != 0:
             raise MountRefusedError(said.strip() or f"exit status {status}")
-        pid = int(self.inspect()["pid"])
+        try:
+            pid = int(self.inspect()["pid"])
+        except BaseException:
+            self._remove_by_force()
+            raise
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
         self._watchdog = subprocess.Popen(

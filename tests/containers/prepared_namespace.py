@@ -41,7 +41,8 @@ class PreparedNamespace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The end of its input ends it, as it does when this process is killed.
+        # The end of its input ends it when this process is killed; children of other tests may have it, too.
+        self._process.kill()
         self._process.communicate(timeout=LIMIT_SECONDS)
 
     @property

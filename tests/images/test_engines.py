@@ -22,6 +22,7 @@ from tests.images.making import Image, LayerTar, pax_header, pax_record, write_l
 from tests.images.merged import merged
 from tests.images.storing import Watched, load
 from tests.images.test_unpacking import CAPABILITY
+from tests.mount.command import wait_for
 
 
 def run(*words: str | Path) -> str:
@@ -104,11 +105,17 @@ class Podman:
     def __call__(self, *words: str | Path) -> str:
         return run(*self.words, *words)
 
+    def has_reset(self) -> bool:
+        """Empty the store; False while something of podman's own still uses it."""
+        reset = (*self.words, "system", "reset", "--force")
+        return subprocess.run(reset, check=False, capture_output=True, timeout=120).returncode == 0
+
 
 @pytest.fixture
 def podman(base: Path) -> Iterator[Podman]:
-    yield Podman(base)
-    run(*Podman(base).words, "system", "reset", "--force")
+    podman = Podman(base)
+    yield podman
+    wait_for(podman.has_reset)
 
 
 @pytest.mark.parametrize("form", ["oci-archive", "docker-archive"])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
-from pyoverlay.cli import arguments
-from pyoverlay.options import OptionError
+from pyoverlay.cli import family
+
+_SUMMARY: Final = "Containers: an image's layers with a writable one on top, and a command in them."
 
 COMMANDS: Final = {
     "run": ("running", "run", "run a command over an image, with a writable layer of its own"),
@@ -26,22 +25,4 @@ def main(words: list[str]) -> int:
 
     Raises OptionError when there is no such command, and what the command raises.
     """
-    if words and words[0] in COMMANDS:
-        module, name, _ = COMMANDS[words[0]]
-        found = getattr(importlib.import_module(f"pyoverlay.cli.containers.{module}"), name)
-        return cast("Callable[[list[str]], int]", found)(words[1:])
-    lines = "\n".join(f"  {name:<10}{summary}" for name, (_, _, summary) in COMMANDS.items())
-    parser = arguments.ArgumentParser(
-        "container",
-        "Containers: an image's layers with a writable one on top, and a command in them.",
-        f"commands:\n{lines}\n\n'pyoverlay container COMMAND --help' tells more.",
-    )
-    parser.usage = "pyoverlay container COMMAND ..."
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
-    asked = parser.parse_args(words[:1])
-    if asked.command is not None:
-        raise OptionError(
-            f"there is no command 'container {asked.command}'; see 'pyoverlay container --help'"
-        )
-    parser.print_help()
-    return 0
+    return family.run("container", "pyoverlay.cli.containers", _SUMMARY, COMMANDS, words)

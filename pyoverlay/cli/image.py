@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
-from pyoverlay.cli import arguments
-from pyoverlay.options import OptionError
+from pyoverlay.cli import family
+
+_SUMMARY: Final = "Images: layers come in, stack, are looked at, and go out again."
 
 COMMANDS: Final = {
     "load": ("loading", "load", "add the images in a file or directory to the store"),
@@ -31,20 +30,4 @@ def main(words: list[str]) -> int:
 
     Raises OptionError when there is no such command, and what the command raises.
     """
-    if words and words[0] in COMMANDS:
-        module, name, _ = COMMANDS[words[0]]
-        found = getattr(importlib.import_module(f"pyoverlay.cli.images.{module}"), name)
-        return cast("Callable[[list[str]], int]", found)(words[1:])
-    lines = "\n".join(f"  {name:<10}{summary}" for name, (_, _, summary) in COMMANDS.items())
-    parser = arguments.ArgumentParser(
-        "image",
-        "Images: layers come in, stack, are looked at, and go out again.",
-        f"commands:\n{lines}\n\n'pyoverlay image COMMAND --help' tells more.",
-    )
-    parser.usage = "pyoverlay image COMMAND ..."
-    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
-    asked = parser.parse_args(words[:1])
-    if asked.command is not None:
-        raise OptionError(f"there is no command 'image {asked.command}'; see 'pyoverlay image --help'")
-    parser.print_help()
-    return 0
+    return family.run("image", "pyoverlay.cli.images", _SUMMARY, COMMANDS, words)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
@@ -18,21 +17,10 @@ from google.protobuf.message import Message
 
 from pyoverlay.containers.snapshotter.protocol import mount_pb2
 from pyoverlay.containers.snapshotter.protocol import snapshots_pb2 as api
-from tests.mount.command import LIMIT_SECONDS, REPOSITORY, wait_for
+from tests.containers.mount_program import write_mount_program
+from tests.mount.command import LIMIT_SECONDS, wait_for
 
 Response = TypeVar("Response", bound=Message)
-
-
-def write_program(directory: Path) -> Path:
-    """Put pyoverlay into `directory` as a program that needs nothing of the environment."""
-    program = directory / "pyoverlay"
-    program.write_text(
-        f"#!{sys.executable} -P\n"
-        f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from pyoverlay.cli import main\nsys.exit(main())\n"
-    )
-    program.chmod(0o755)
-    return program
 
 
 class Process:
@@ -43,7 +31,7 @@ class Process:
         self.root = root or base / "snapshotter"
         self.address = base / "snapshotter.sock"
         self.log = base / "snapshotter.log"
-        self.program = write_program(base)
+        self.program = write_mount_program(base, "pyoverlay")
         self._running: subprocess.Popen[bytes] | None = None
 
     def start(self, **variables: str) -> None:

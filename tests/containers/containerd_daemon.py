@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.containers.containerd_client import Client, Process
-from tests.mount.command import mounts_below, processes_naming, wait_for
+from tests.mount.command import kill_all_naming, mounts_below, processes_naming, wait_for
 
 COMMAND_LIMIT_SECONDS = 120
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -216,13 +216,7 @@ class Containerd:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-10:])
 
     def _remove_by_force(self) -> None:
-        end = time.monotonic() + COMMAND_LIMIT_SECONDS
-        while left := processes_naming(self.base):
-            assert time.monotonic() < end, f"{left} can't be killed"
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        kill_all_naming(self.base)
         for line in reversed(mounts_below(self.base)):
             subprocess.run(["umount", "--lazy", line.split()[4]], check=False)
         self.snapshotter.remove()

@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +22,7 @@ from tests.containers import docker_elsewhere
 from tests.containers.mount_program import write_mount_program
 from tests.containers.prepared_namespace import PreparedNamespace
 from tests.harness import Entry
-from tests.mount.command import REPOSITORY, is_running, processes_naming, wait_for
+from tests.mount.command import REPOSITORY, is_running, kill_all_naming, processes_naming, wait_for
 
 COMMAND_LIMIT_SECONDS = 120
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -192,13 +191,7 @@ class Docker:
         return self._process
 
     def _remove_by_force(self) -> None:
-        end = time.monotonic() + COMMAND_LIMIT_SECONDS
-        while left := processes_naming(self.base):
-            assert time.monotonic() < end, f"{left} can't be killed"
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        kill_all_naming(self.base)
         self._daemon.kill()
         self._daemon.wait()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,6 +91,33 @@ def is_running(pid: int) -> bool:
     except OSError:
         return False
     return state.split()[0] not in "ZX"
+
+
+def kill_all_naming(text: str | Path) -> None:
+    """Kill the processes with `text` in their command line, and wait until there are none."""
+
+    def none_is_left() -> bool:
+        left = processes_naming(text)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
+
+    wait_for(none_is_left)
+
+
+@contextlib.contextmanager
+def running(
+    *words: str | Path, script: str, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A shell script under ``pyoverlay run WORDS`` that has printed ``ready``; killed afterwards."""
+    with start("run", *words, "--", "sh", "-c", script, variables=variables) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def processes_naming(text: str | Path) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Kind, Mount, Stack, libc, make_stack
-from tests.mount.command import start, wait_for
+from tests.mount.command import running, wait_for
 from tests.mount.image import layers, make_image_stack
 
 
@@ -24,18 +23,6 @@ def place(base: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     subprocess.run(["mount", f"--make-{request.param}", directory], check=True)
     yield directory
     libc.umount(directory, libc.MNT_DETACH)
-
-
-@contextlib.contextmanager
-def running(*words: str, script: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A script under ``pyoverlay run`` that has printed ``ready``."""
-    with start("run", *words, "--", "sh", "-c", script) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            yield process
-        finally:
-            process.kill()
 
 
 def test_a_foreign_mount_can_be_ended_meanwhile(base: Path, place: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from tests.mount.command import (
     mounts_below,
     processes_naming,
     pyoverlay,
-    start,
+    running,
     succeed,
     wait_for,
 )
@@ -41,17 +40,11 @@ def temporary(base: Path) -> Path:
     return directory
 
 
-@contextlib.contextmanager
-def running(stack: Stack, temporary: Path, script: str) -> Iterator[subprocess.Popen[bytes]]:
+def running_with_upper(
+    stack: Stack, temporary: Path, script: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """Start a script with an upper, and give its process when it has printed ``ready``."""
-    words = ["run", *layers(stack), "--", "sh", "-c", script]
-    with start(*words, variables={"TMPDIR": str(temporary)}) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            yield process
-        finally:
-            process.kill()
+    return running(*layers(stack), script=script, variables={"TMPDIR": str(temporary)})
 
 
 def uppers() -> list[str]:
@@ -64,7 +57,7 @@ def uppers() -> list[str]:
 def test_a_signal_reaches_the_command(image: Stack, temporary: Path, number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
     script = f"trap 'echo got; exit 3' {name}; echo ready; while :; do sleep 0.01; done"
-    with running(image, temporary, script) as process:
+    with running_with_upper(image, temporary, script) as process:
         process.send_signal(number)
         assert process.communicate(timeout=60)[0] == b"got\n"
         assert process.returncode == 3
@@ -72,7 +65,7 @@ def test_a_signal_reaches_the_command(image: Stack, temporary: Path, number: sig
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_ends_the_command(image: Stack, temporary: Path, number: signal.Signals) -> None:
-    with running(image, temporary, "ulimit -c 0; echo ready; exec sleep 1000") as process:
+    with running_with_upper(image, temporary, "ulimit -c 0; echo ready; exec sleep 1000") as process:
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == 128 + number
@@ -99,7 +92,7 @@ def test_orphans_are_reaped(image: Stack) -> None:
 
 
 def test_the_mount_is_seen_by_no_one_else(image: Stack, temporary: Path) -> None:
-    with running(image, temporary, "echo ready; cat; echo changed > /new") as process:
+    with running_with_upper(image, temporary, "echo ready; cat; echo changed > /new") as process:
         assert str(image.upper) in uppers()
         (directory,) = temporary.iterdir()
         assert mounts_below(directory) == []
@@ -112,7 +105,7 @@ def test_the_mount_is_seen_by_no_one_else(image: Stack, temporary: Path) -> None
 
 
 def test_a_running_commands_changes_can_be_listed(image: Stack, temporary: Path) -> None:
-    with running(image, temporary, "echo x > /new; rm /from-the-top; echo ready; cat") as process:
+    with running_with_upper(image, temporary, "echo x > /new; rm /from-the-top; echo ready; cat") as process:
         # The mount points, which the image lacks, are there as long as they are in use.
         expected = ["A /dev", "D /from-the-top", "A /new", "A /proc", "A /sys"]
         assert succeed(pyoverlay("changes", image.upper)).decode().splitlines() == expected
@@ -121,7 +114,7 @@ def test_a_running_commands_changes_can_be_listed(image: Stack, temporary: Path)
 
 
 def test_sigkill_leaves_no_process_and_no_mount(image: Stack, temporary: Path) -> None:
-    with running(image, temporary, "echo ready; exec sleep 87654") as process:
+    with running_with_upper(image, temporary, "echo ready; exec sleep 87654") as process:
         process.kill()
         process.wait(timeout=60)
         wait_for(lambda: not processes_naming(image.upper) and not processes_naming("87654"))

@@ -9,6 +9,7 @@ from pyoverlay.cli.images.arguments import parser
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
     from pyoverlay.images.loading import Loaded
 
@@ -31,15 +32,9 @@ def load(words: list[str]) -> int:
     found.add_argument("source", metavar="FILE|DIR", help="an archive or an OCI layout; - for standard input")
     _add_common(found)
     asked = found.parse_args(words)
-    from pyoverlay.cli.images.progress import Bars  # noqa: PLC0415  # --help must not wait for it
-    from pyoverlay.images import loading  # noqa: PLC0415
+    from pyoverlay.images import loading  # noqa: PLC0415  # --help must not wait for it
 
-    with Bars(quiet=asked.quiet) as bars:
-        loaded = loading.load(
-            arguments.store(asked), asked.source, bars, arguments.limits(asked), _names(asked)
-        )
-    _tell(loaded)
-    return 0
+    return _bring_in(loading.load, asked.source, asked)
 
 
 def pull(words: list[str]) -> int:
@@ -48,13 +43,16 @@ def pull(words: list[str]) -> int:
     found.add_argument("reference", metavar="REF", help="which image")
     _add_common(found)
     asked = found.parse_args(words)
-    from pyoverlay.cli.images.progress import Bars  # noqa: PLC0415  # --help must not wait for it
-    from pyoverlay.images import pulling  # noqa: PLC0415
+    from pyoverlay.images import pulling  # noqa: PLC0415  # --help must not wait for it
+
+    return _bring_in(pulling.pull, asked.reference, asked)
+
+
+def _bring_in(bring_in: Callable[..., list[Loaded]], what: str, asked: argparse.Namespace) -> int:
+    from pyoverlay.cli.images.progress import Bars  # noqa: PLC0415  # as above
 
     with Bars(quiet=asked.quiet) as bars:
-        loaded = pulling.pull(
-            arguments.store(asked), asked.reference, bars, arguments.limits(asked), _names(asked)
-        )
+        loaded = bring_in(arguments.store(asked), what, bars, arguments.limits(asked), _names(asked))
     _tell(loaded)
     return 0
 

@@ -32,6 +32,12 @@ install_python_packages() {
     printf '%s\n' "$wanted" >"$installed_for"
 }
 
+# As pip does for a package that isn't installed in place: each mount is a start of Python, and with
+# PYTHONDONTWRITEBYTECODE set, as in many containers, it would compile everything anew.
+compile_package() {
+    .venv/bin/python -m compileall -q pyoverlay
+}
+
 ensure_kernel_support() {
     [[ -c /dev/fuse ]] || modprobe fuse 2>/dev/null || true
     [[ -c /dev/fuse ]] || mknod --mode=666 /dev/fuse c 10 229 || true
@@ -59,6 +65,7 @@ install_for_tests() {
     ((EUID == 0)) || fail "the tests mount file systems; run this as root"
     install_debian_packages "${packages_to_build_and_mount[@]}" "${packages_of_tests[@]}" "${packages_of_benchmark[@]}"
     install_python_packages
+    compile_package
     ensure_kernel_support
 }
 
@@ -66,5 +73,6 @@ install_for_benchmark() {
     ((EUID == 0)) || fail "the benchmark mounts file systems and drops caches; run this as root"
     install_debian_packages "${packages_to_build_and_mount[@]}" "${packages_of_benchmark[@]}"
     install_python_packages
+    compile_package
     ensure_kernel_support
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -76,6 +75,8 @@ class ControlSocket:
 
     async def serve(self, describe: Callable[[], Description]) -> None:
         """Answer what ``describe`` returns until cancelled."""
+        import json  # noqa: PLC0415 - a mount doesn't wait for what most of them never need
+
         import trio  # noqa: PLC0415
 
         async def answer(stream: trio.SocketStream) -> None:
@@ -150,6 +151,8 @@ def mounts() -> list[Description]:
 
 
 def _ask(path: str) -> Description:
+    import json  # noqa: PLC0415
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_SECONDS_TO_ANSWER)
         connection.connect(path)

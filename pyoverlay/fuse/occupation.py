@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from pathlib import Path
 from typing import Final, cast
 
 from pyoverlay.fuse import control
@@ -75,7 +74,8 @@ def _is_same(one: str, other: str) -> bool:
 def _is_mounted(daemon: int, target: str) -> bool:
     """Whether a daemon's mount namespace has something mounted there."""
     try:
-        table = Path(f"/proc/{daemon}/mountinfo").read_bytes()
+        with open(f"/proc/{daemon}/mountinfo", "rb") as file:
+            table = file.read()
     except OSError:
         return False
     return any(_unescape(line.split(b" ")[4]) == os.fsencode(target) for line in table.splitlines())

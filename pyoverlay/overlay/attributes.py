@@ -202,7 +202,10 @@ class AttributeChanges:
 
         fs/overlayfs/xattrs.c: ovl_listxattr.
         """
-        shown = (marks.from_disk(self._dialect, name) for name in node.real.list_attributes())
+        on_disk = self._lookup.present_attributes(node)
+        if not on_disk:
+            return []
+        shown = (marks.from_disk(self._dialect, name) for name in on_disk)
         return [
             name
             for name in shown

@@ -23,7 +23,6 @@ from pyoverlay.overlay.ownership import Ownership
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _LOOKUPS_BEFORE_LOADING: Final = 8
 _BLOCK: Final = 512
-_NO_ATTRIBUTES: Final[frozenset[bytes]] = frozenset()
 _NO_UUID: Final = bytes(16)
 
 
@@ -42,7 +41,7 @@ class Found:
 
     objects: list[LayerObject]
     status: os.stat_result
-    attribute_names: frozenset[bytes] | None = None
+    attribute_names: tuple[bytes, ...] | None = None
     """Its extended attributes, where they had to be read."""
 
 
@@ -126,7 +125,7 @@ class Lookup:
                 break
             if not stat.S_ISDIR(seen.st_mode):
                 if not objects:
-                    return Found([candidate], seen, self._suspect_metacopy(candidate, seen, names))
+                    return Found([candidate], seen, self._suspect_metacopy(parent, candidate, seen, names))
                 break
             self._refuse_trap(seen)
             objects.append(candidate)
@@ -240,13 +239,15 @@ class Lookup:
     def _is_whiteout(self, candidate: LayerObject, status: os.stat_result) -> bool:
         return self._says_whiteout(status, self._attributes_of_empty(candidate, status))
 
-    def _says_whiteout(self, status: os.stat_result, names: frozenset[bytes] | None) -> bool:
+    def _says_whiteout(self, status: os.stat_result, names: tuple[bytes, ...] | None) -> bool:
         """Tell a whiteout by its device number, or by the attributes of an empty file in a lower."""
         if marks.is_whiteout_device(status.st_mode, status.st_rdev):
             return True
         return names is not None and self.stack.dialect.attribute("whiteout") in names
 
-    def _attributes_of_empty(self, candidate: LayerObject, status: os.stat_result) -> frozenset[bytes] | None:
+    def _attributes_of_empty(
+        self, candidate: LayerObject, status: os.stat_result
+    ) -> tuple[bytes, ...] | None:
         """Return the names of the attributes of a lower's empty file, which may be more than that."""
         if status.st_size or not stat.S_ISREG(status.st_mode) or candidate.layer.writable:
             return None
@@ -258,22 +259,41 @@ class Lookup:
             raise error(errno.ELOOP)
 
     def _suspect_metacopy(
-        self, candidate: LayerObject, status: os.stat_result, names: frozenset[bytes] | None
-    ) -> frozenset[bytes] | None:
+        self,
+        parent: Directory,
+        candidate: LayerObject,
+        status: os.stat_result,
+        names: tuple[bytes, ...] | None,
+    ) -> tuple[bytes, ...] | None:
         """Refuse a lower file of metadata only, asking just those that may be one.
 
-        Such a file has no data blocks, but one block of attributes may be counted.  Opening a file asks
-        for certain; so does the lookup of an upper file, whose attributes are read anyway.  Returns the
-        names of the attributes, if they were read; ``names`` are those of an empty file.
+        Such a file has no data blocks, but one block of attributes may be counted; an overlay that made it
+        has marked its directory as impure.  Opening a file asks for certain; so does the lookup of an upper
+        file, whose attributes are read anyway.  Returns the names of the attributes, if they were read;
+        ``names`` are those of an empty file.
         """
         if names is not None:
             return self._refuse_metacopy(names)
-        if candidate.layer.writable or not stat.S_ISREG(status.st_mode):
+        if candidate.layer.writable or not status.st_size or not stat.S_ISREG(status.st_mode):
             return None
         allocated = status.st_blocks * _BLOCK
-        if status.st_size and (allocated < status.st_size or allocated <= status.st_blksize):
+        if allocated < status.st_size or (
+            allocated <= status.st_blksize and candidate.parent in self._impure_lowers(parent)
+        ):
             return self._refuse_metacopy(self._attribute_names(candidate))
         return None
+
+    def _impure_lowers(self, directory: Directory) -> tuple[LayerObject, ...]:
+        """Return those of a directory's lowers in which a copy-up left something; asked of the layers once.
+
+        fs/overlayfs/util.c: ovl_set_impure.
+        """
+        if directory.impure_lowers is None:
+            impure = self.stack.dialect.attribute("impure")
+            directory.impure_lowers = tuple(
+                lower for lower in directory.lowers if impure in lower.list_attributes()
+            )
+        return directory.impure_lowers
 
     def verify_data(self, node: Node) -> None:
         """Raise OSError EPERM when a regular file's data isn't where its name is; asked of the layer once."""
@@ -281,13 +301,13 @@ class Lookup:
             self._refuse_metacopy(self.attribute_names(node))
         node.verified = True
 
-    def _refuse_metacopy(self, names: frozenset[bytes]) -> frozenset[bytes]:
+    def _refuse_metacopy(self, names: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Raise OSError EPERM when a regular file's data is elsewhere (``metacopy``)."""
         if self.stack.dialect.attribute("metacopy") in names:
             raise error(errno.EPERM)
         return names
 
-    def attribute_names(self, node: Node) -> frozenset[bytes]:
+    def attribute_names(self, node: Node) -> tuple[bytes, ...]:
         """Return the extended attributes that a node may have on disk, read once until we change them.
 
         What the kernel removes by itself (capabilities, when a file is written) may still be among them.
@@ -296,10 +316,18 @@ class Lookup:
             node.attribute_names = self._attribute_names(node.real)
         return node.attribute_names
 
+    def present_attributes(self, node: Node) -> tuple[bytes, ...]:
+        """Return the extended attributes that a node has on disk, as listed there.
+
+        What was read of a lower stays true, and so does it of an upper that nothing can be removed from.
+        """
+        if node.attribute_names and node.upper is not None:
+            node.attribute_names = None
+        return self.attribute_names(node)
+
     @staticmethod
-    def _attribute_names(candidate: LayerObject) -> frozenset[bytes]:
-        names = candidate.list_attributes()
-        return frozenset(names) if names else _NO_ATTRIBUTES
+    def _attribute_names(candidate: LayerObject) -> tuple[bytes, ...]:
+        return tuple(candidate.list_attributes())
 
     def directory_marks(self, directory: LayerObject) -> DirectoryMarks:
         """Read the marks of a layer's directory, in every dialect."""

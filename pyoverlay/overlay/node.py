@@ -88,7 +88,7 @@ class Node:
         self.upper = upper
         self.lower = lower
         self.attributes: Attributes | None = None
-        self.attribute_names: frozenset[bytes] | None = None
+        self.attribute_names: tuple[bytes, ...] | None = None
         """Where known: on disk it has no extended attributes but these, or fewer."""
         self.link_key = 0
         """Names the upper's inode, when that has or had several names: `link_key`."""
@@ -147,6 +147,7 @@ class Directory(Node):
         "covered",
         "entries",
         "impure",
+        "impure_lowers",
         "inheritance",
         "loaded",
         "lookups_unloaded",
@@ -168,6 +169,8 @@ class Directory(Node):
         """Counts the changes of its names."""
         self.impure = False
         """Whether the upper is known to bear the mark that says: entries have others' inode numbers."""
+        self.impure_lowers: tuple[LayerObject, ...] | None = None
+        """Those of the lowers that bear it; None when they weren't asked."""
         self.inheritance: Inheritance | None = None
         """What the upper hands on to new objects, kept until its attributes change."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,9 @@ from pyoverlay.layers.changes import find_changes
 def replacing(target: str) -> Iterator[IO[bytes]]:
     """Write a file that replaces `target` at the block's end; ``-`` is standard output.
 
+    A symlink stays, and the file that it leads to is replaced; a device or FIFO stays as well, and is written
+    to.
+
     Raises:
         ImageError: there is no such directory, or it can't be written.
     """
@@ -26,7 +30,12 @@ def replacing(target: str) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    directory = os.path.dirname(os.path.abspath(target))
+    if _is_no_regular_file(target):
+        with _opened(target) as file:
+            yield file
+        return
+    final = os.path.realpath(target)
+    directory = os.path.dirname(final)
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=".pyoverlay-", dir=directory)
     except OSError as error:
@@ -37,10 +46,24 @@ def replacing(target: str) -> Iterator[IO[bytes]]:
             umask = os.umask(0)
             os.umask(umask)
             os.fchmod(file.fileno(), 0o666 & ~umask)
-        os.replace(temporary, target)
+        os.replace(temporary, final)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _is_no_regular_file(target: str) -> bool:
+    try:
+        return not stat.S_ISREG(os.stat(target).st_mode)
+    except OSError:
+        return False
+
+
+def _opened(target: str) -> IO[bytes]:
+    try:
+        return open(target, "wb")
+    except OSError as error:
+        raise ImageError(f"{target}: it can't be written: {error.strerror}") from error
 
 
 def write_diff(

@@ -23,7 +23,7 @@ from tests.images.making import Image, sha256, simple_layer, write_layout
 from tests.images.merged import merged
 from tests.images.storing import apply, load
 from tests.images.test_unpacking import CAPABILITY
-from tests.mount.command import pyoverlay, succeed
+from tests.mount.command import fail, pyoverlay, succeed
 
 
 def pack(upper: Path, epoch: int | None = None) -> bytes:
@@ -255,3 +255,41 @@ def test_a_commit_without_a_base(base: Path, store: Store) -> None:
     out = succeed(pyoverlay("commit", "--root", store.root, base / "upper", "mine"))
     assert out.decode().strip() in store.images()
     assert store.images()[Digest(out.decode().strip())].names == ["docker.io/library/mine:latest"]
+
+
+# Where to
+
+
+@pytest.mark.parametrize("command", ["diff", "save"])
+def test_a_device_or_fifo_is_written_to_and_stays(command: str, base: Path, store: Store) -> None:
+    (base / "upper").mkdir()
+    committing.commit(store, Commit(str(base / "upper"), names=["localhost/made:1"]))
+    words = (
+        ["diff", base / "upper"] if command == "diff" else ["image", "save", "--root", store.root, "made:1"]
+    )
+    device, fifo = base / "device", base / "fifo"
+    os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.mkfifo(fifo)
+    succeed(pyoverlay(*words, device))
+    assert stat.S_ISCHR(device.stat().st_mode)
+    with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:
+        succeed(pyoverlay(*words, fifo))
+        assert len(reader.communicate(timeout=60)[0]) >= 1024
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+
+
+def test_a_symlink_stays_and_leads_to_the_new_file(base: Path) -> None:
+    (base / "upper").mkdir()
+    (base / "elsewhere").mkdir()
+    (base / "elsewhere/file").write_text("old")
+    for link, target in (("link", "elsewhere/file"), ("dangling", "elsewhere/new")):
+        (base / link).symlink_to(target)
+        succeed(pyoverlay("diff", base / "upper", base / link))
+        assert (base / link).readlink() == Path(target)
+        assert (base / target).stat().st_size >= 1024
+
+
+def test_a_directory_is_no_place_for_an_archive(base: Path) -> None:
+    (base / "upper").mkdir()
+    line = fail(pyoverlay("diff", base / "upper", base / "upper"))
+    assert line == f"pyoverlay: {base}/upper: it can't be written: Is a directory\n"

@@ -54,6 +54,15 @@ _FEATURES: Final = (
     | wire.EXPLICIT_INVAL_DATA
     | wire.HANDLE_KILLPRIV_V2
 )
+_MISSED: Final = {
+    "parallel lookups in a directory": wire.PARALLEL_DIROPS,
+    "large requests": wire.MAX_PAGES,
+    "cached symbolic links": wire.CACHE_SYMLINKS,
+    "data that stays cached": wire.EXPLICIT_INVAL_DATA,
+    "writes that say whose they are": wire.HANDLE_KILLPRIV_V2,
+    "passthrough": wire.PASSTHROUGH,
+}
+"""Without which a mount answers the same, only slower."""
 
 
 class Request(NamedTuple):
@@ -158,6 +167,7 @@ class Exchange:
             flags |= (wire.PASSTHROUGH | wire.INIT_EXT) & offers.flags
         if flags & wire.PASSTHROUGH:
             self._passthrough.enable()
+        self._tell_what_is_missing(flags)
         readahead = min(offers.max_readahead, MAX_TRANSFER)
         # What doesn't work over a pair of sockets is hidden from libfuse, which gets the message, too.
         wire.set_init_flags(message, offers.flags & ~wire.SPLICE_FLAGS, readahead)
@@ -171,6 +181,13 @@ class Exchange:
         )
         self.write(unique, reply)
         self._on_ready()
+
+    def _tell_what_is_missing(self, flags: int) -> None:
+        missed = [name for name, feature in _MISSED.items() if not flags & feature]
+        if self.filesystem.stack.options.passthrough == "off":
+            missed.remove("passthrough")
+        if missed:
+            log.info("done without: %s (the kernel is too old, or needs more rights)", ", ".join(missed))
 
     def _look_at_flags(self, opcode: int, unique: int, nodeid: int, message: memoryview) -> None:
         if opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):

@@ -78,3 +78,12 @@ def test_big_transfers_fit_the_default_buffer(stack: Stack) -> None:
     assert _run(_mount(Kind.PYOVERLAY, stack, stack.merged), stack.merged, script) == "big\ncopy\ndirect\n"
     for name in ("copy", "direct"):
         assert (stack.upper / name).read_bytes() == (stack.lower / "big").read_bytes()
+
+
+def test_the_log_says_once_what_is_missing(stack: Stack, tmp_path: Path) -> None:
+    make_file(stack.lower / "file", "lower")
+    log = tmp_path / "log"
+    mount = _mount(Kind.PYOVERLAY, stack, stack.merged)
+    assert " -o " in mount
+    _run(mount.replace(" -o ", f" --log {log} -o ", 1), stack.merged, "cat file; echo new > file; cat file")
+    assert log.read_text().count("done without: passthrough") == 1

@@ -275,10 +275,14 @@ async def test_init_is_answered_with_what_we_serve(ends: Ends) -> None:
         await ends.forwarder.finish()
 
 
-async def test_no_feature_that_the_kernel_lacks(ends: Ends) -> None:
+async def test_no_feature_that_the_kernel_lacks(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pyoverlay")
     await ends.to_pyfuse3(init_request(wire.ASYNC_READ, max_readahead=4096, minor=31))
     got = await receive(ends.kernel)
     assert struct.unpack_from("=IIII", got, 16) == (7, 31, 4096, wire.ASYNC_READ)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "without" in line
+    assert "passthrough" in line
 
 
 # Flags and interruptions

@@ -132,7 +132,8 @@ def _collect(store: Store, removed: Removed) -> None:
     """Remove what no image needs; nobody adds meanwhile."""
     needed: set[str] = set()
     chains: set[str] = set()
-    for layers in [*(record.layers for record in store.images().values()), *store.pins().values()]:
+    images = store.images()
+    for layers in [*(record.layers for record in images.values()), *store.pins().values()]:
         needed.update(layers)
         chains.update(chain_ids([parse_digest(layer) for layer in layers]))
     for diff_id in store.layers():
@@ -144,6 +145,8 @@ def _collect(store: Store, removed: Removed) -> None:
     for path in store.adjusted.iterdir():
         if f"sha256:{path.name}" not in chains:
             remove_tree(path)
-    for image_id in removed.images:
-        store.remove_config(image_id)
+    # Killed processes leave some, too.
+    for image_id in store.configs():
+        if image_id not in images:
+            store.remove_config(image_id)
     removed.leftovers = store.remove_leftovers()

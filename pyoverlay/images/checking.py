@@ -45,7 +45,7 @@ def check_layer(store: Store, diff_id: Digest) -> list[str]:
     """
     known = store.record_of(diff_id)
     if known is None:
-        return ["it isn't there; load its image again"]
+        return ["it isn't there, or its layer.json is damaged; load its image again"]
     problems: list[str] = []
     try:
         with store.open_record(diff_id) as record:

@@ -38,6 +38,12 @@ def check_image(store: Store, image_id: Digest) -> list[str]:
     problems = [f"layer {layer} is missing" for layer in layers if store.record_of(layer) is None]
     if store.config(image_id).rootfs.diff_ids != layers:
         problems.append("its configuration speaks of other layers")
-    if not problems and not implied.is_adjusted(store, layers):
-        problems.append("the attributes that its layers take from those beneath them were changed")
-    return problems
+    if problems:
+        return problems
+    try:
+        if not implied.is_adjusted(store, layers):
+            return ["the attributes that its layers take from those beneath them were changed"]
+    except ImageError as error:
+        # A layer was hurt by a crash of the machine.
+        return [str(error)]
+    return []

@@ -57,7 +57,7 @@ def save(store: Store, images: Sequence[Wanted], target: str, form: Form, compre
     """
     # GNU's format has room for any size.
     with (
-        store.adding(),
+        store.reading(),
         replacing(target) as file,
         tarfile.open(fileobj=file, mode="w|", format=tarfile.GNU_FORMAT) as archive,
     ):

@@ -22,6 +22,7 @@ is removed by whoever gets its lock next.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import time
@@ -46,6 +47,10 @@ _USER_STORE: Final = ".local/share"
 _TEMPORARY: Final = ".new-"
 """In front of the name of a file that isn't whole yet."""
 _STORE_LOCKS: Final = ("store", "images")
+_OWN: Final = 0o700
+"""The mode of the store's own directories: nobody else may run the set-user-id programs of an image."""
+_READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a change fails with for who may only read the store."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -98,8 +103,7 @@ class Store:
             ImageError: it can't be written here.
         """
         try:
-            # Nobody else may run the set-user-id programs of an image.
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.root.mkdir(mode=_OWN, parents=True, exist_ok=True)
             for directory in (
                 self._layers,
                 self._configs,
@@ -108,7 +112,9 @@ class Store:
                 self._locks,
                 self.adjusted,
             ):
-                directory.mkdir(parents=True, exist_ok=True)
+                # The root may be anybody's directory that was there before.
+                directory.parent.mkdir(mode=_OWN, exist_ok=True)
+                directory.mkdir(mode=_OWN, exist_ok=True)
         except OSError as error:
             raise ImageError(
                 f"{self.root}: the store can't be made here: {error.strerror}; name another with --root"
@@ -121,13 +127,15 @@ class Store:
         return self._layers / hexadecimal(diff_id) / "diff"
 
     def record_of(self, diff_id: Digest) -> LayerRecord | None:
-        """Return what is known of a layer; None when there is no such."""
+        """Return what is known of a layer; None when there is no such, or a crash of the machine has hurt it.
+
+        What isn't on the disk when the machine crashes is an empty or shorter file afterwards.
+        """
         path = self._layers / hexadecimal(diff_id) / "layer.json"
         try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+            return documents.decode(path.read_bytes(), LayerRecord, str(path))
+        except (FileNotFoundError, ImageError):
             return None
-        return documents.decode(data, LayerRecord, str(path))
 
     def is_doubtful(self, diff_id: Digest) -> bool:
         """Whether the machine was started anew since a layer was unpacked or last looked at."""
@@ -138,9 +146,12 @@ class Store:
 
     def settle(self, diff_id: Digest) -> None:
         """Take note that a doubtful layer is sound."""
-        with contextlib.suppress(PermissionError):
-            # Who may only read a store looks anew each time.
+        try:
             self._boot_mark(diff_id).unlink(missing_ok=True)
+        except OSError as error:
+            # Who may only read a store looks anew each time.
+            if not _is_read_only(error):
+                raise
 
     def _boot_mark(self, diff_id: Digest) -> Path:
         return self._layers / hexadecimal(diff_id) / "boot"
@@ -169,6 +180,23 @@ class Store:
         """Keep others from removing layers that no image has yet."""
         self.prepare()
         with locks.locked(self._locks / "store", shared=True):
+            yield
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep others from removing what is read; a store that can't be written is safe from that."""
+        if not self.root.is_dir():
+            yield
+            return
+        with contextlib.ExitStack() as resources:
+            try:
+                resources.enter_context(self.adding())
+            except ImageError as error:
+                if not _is_read_only(error.__cause__):
+                    raise
+            except OSError as error:
+                if not _is_read_only(error):
+                    raise
             yield
 
     @contextlib.contextmanager
@@ -318,6 +346,14 @@ class Store:
         """Return an image's configuration."""
         return documents.decode(self.config_bytes(image_id), ImageConfig, f"image {image_id}")
 
+    def configs(self) -> list[Digest]:
+        """Return the IDs of the images that there are configurations of."""
+        return [
+            parse_digest(f"sha256:{path.name}")
+            for path in self._configs.iterdir()
+            if not path.name.startswith(_TEMPORARY)
+        ]
+
     def remove_config(self, image_id: Digest) -> None:
         """Remove the configuration of an image that is gone."""
         (self._configs / hexadecimal(image_id)).unlink(missing_ok=True)
@@ -340,6 +376,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _is_read_only(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _READ_ONLY
 
 
 def _boot_id() -> bytes:

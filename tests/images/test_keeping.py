@@ -288,6 +288,15 @@ def test_leftovers_go_with_prune(base: Path, store: Store) -> None:
     assert sorted(path.name for path in (store.root / "locks").iterdir()) == ["images", "store"]
 
 
+def test_a_configuration_that_no_image_has_goes_with_prune(base: Path, store: Store) -> None:
+    load(store, write_layout(base / "layout", Image([LAYER])))
+    orphan = store.root / "configs/sha256" / ("0" * 64)
+    orphan.write_text("{}")
+    catalogue.prune(store)
+    assert not orphan.exists()
+    assert len(list(orphan.parent.iterdir())) == 1
+
+
 @pytest.mark.parametrize("hurt", [True, False])
 def test_after_a_restart_of_the_machine_a_layer_is_looked_at_once(
     hurt: bool, base: Path, store: Store
@@ -309,7 +318,52 @@ def test_after_a_restart_of_the_machine_a_layer_is_looked_at_once(
     assert stacking.lower_directories(store, [layer]) == [place / "diff"]
 
 
-def test_no_other_user_reaches_a_set_user_id_program(base: Path, store: Store) -> None:
+@pytest.mark.parametrize("lost", ["layer.json", "record", "diff"])
+def test_a_crash_of_the_machine_that_took_away_what_is_known_of_a_layer(
+    lost: str, base: Path, store: Store
+) -> None:
+    # A second layer without its parent makes "check" look at attributes, too.
+    above = LayerTar().add("d/above").bytes()
+    image = Image([LayerTar().directory("d", 0o700).bytes(), above])
+    layout = write_layout(base / "layout", image)
+    load(store, layout)
+    layer = Digest(image.diff_ids[0])
+    place = store.layer_directory(layer).parent
+    (place / "boot").write_bytes(b"")
+    if lost == "diff":
+        shutil.rmtree(place / "diff")
+    else:
+        (place / lost).write_bytes(b"")
+    result = pyoverlay("image", "check", "--root", store.root)
+    assert (result.returncode, result.stderr) == (1, b"")
+    assert f"layer {layer}: ".encode() in result.stdout
+    _, watched = load(store, layout)
+    assert watched.existed == {layer: False, image.diff_ids[1]: True}
+    assert image_checking.check_image(store, Digest(image.image_id)) == []
+    (place / "layer.json").write_bytes(b"")
+    assert layer in catalogue.remove(store, [image.image_id]).layers
+
+
+def test_a_store_that_can_only_be_read(base: Path, store: Store) -> None:
+    load(store, write_layout(base / "layout", Image([LAYER])))
+    (store.layer_directory(Digest(sha256(LAYER))).parent / "boot").write_text("an earlier start")
+    subprocess.run(["mount", "--bind", store.root, store.root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", store.root], check=True)
+        for words in (["lowers", "made:1"], ["check"], ["save", "made:1", f"{base}/saved.tar"]):
+            succeed(pyoverlay("image", words[0], "--root", store.root, *words[1:]))
+        line = fail(pyoverlay("image", "prune", "--root", store.root))
+        assert line.endswith("Read-only file system\n")
+    finally:
+        subprocess.run(["umount", store.root], check=True)
+    load(Store(base / "other"), base / "saved.tar")
+
+
+@pytest.mark.parametrize("mode", [None, 0o755])
+def test_no_other_user_reaches_a_set_user_id_program(mode: int | None, base: Path, store: Store) -> None:
+    if mode is not None:
+        store.root.mkdir()
+        store.root.chmod(mode)
     layer = LayerTar().add("su", b"program", mode=0o4755).bytes()
     load(store, write_layout(base / "layout", Image([layer])))
     program = store.layer_directory(Digest(sha256(layer))) / "su"

@@ -264,9 +264,10 @@ def test_a_commit_without_a_base(base: Path, store: Store) -> None:
 def test_a_device_or_fifo_is_written_to_and_stays(command: str, base: Path, store: Store) -> None:
     (base / "upper").mkdir()
     committing.commit(store, Commit(str(base / "upper"), names=["localhost/made:1"]))
-    words = (
-        ["diff", base / "upper"] if command == "diff" else ["image", "save", "--root", store.root, "made:1"]
-    )
+    if command == "diff":
+        words = ["diff", f"{base}/upper"]
+    else:
+        words = ["image", "save", f"--root={store.root}", "made:1"]
     device, fifo = base / "device", base / "fifo"
     os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))
     os.mkfifo(fifo)

@@ -79,7 +79,7 @@ def check(words: list[str]) -> int:
 
     store = arguments.store(asked)
     problems = 0
-    with store.adding():
+    with store.reading():
         chosen = image_checking.layers_to_check(store, asked.images)
         for image_id in image_checking.images_to_check(store, asked.images):
             for text in image_checking.check_image(store, image_id):

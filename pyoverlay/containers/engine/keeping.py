@@ -181,7 +181,7 @@ class Containers:
     def _changing(self) -> Iterator[None]:
         """Keep others from making and removing containers, once what a killed process left is gone."""
         self.store.prepare()
-        self.root.mkdir(mode=0o711, exist_ok=True)
+        self.root.mkdir(mode=0o700, exist_ok=True)
         with locks.locked(self.root / _CHANGING):
             self._clear()
             yield

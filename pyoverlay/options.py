@@ -18,7 +18,7 @@ from typing import Final, Literal, NoReturn, get_args
 Fsync = Literal["auto", "strict", "volatile"]
 Xino = Literal["off", "auto", "on"]
 RedirectDir = Literal["nofollow", "follow"]
-Passthrough = Literal["auto", "off"]
+Passthrough = Literal["auto", "all", "off"]
 XattrPermissions = Literal[0, 1, 2]
 IdRange = tuple[int, int, int]
 """The first id on disk, the first that is shown, how many."""

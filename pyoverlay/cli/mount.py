@@ -34,7 +34,9 @@ options for -o, separated by commas:
                           whether redirects that others wrote are followed
   timeout=SECONDS         how long the kernel may keep answers (default: for good)
   fast_path=on|off        answer simple requests at once
-  passthrough=auto|off    let the kernel read and write open files of the upper by itself
+  passthrough=auto|all|off
+                          let the kernel read and write open files of the upper by itself, and read programs
+                          (all: all files) of the lowers
   uidmapping=DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...]
                           show the users DISK, DISK+1, ... as SHOWN, SHOWN+1, ..., and store them shifted
                           back; others show as the overflow id

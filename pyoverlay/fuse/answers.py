@@ -79,7 +79,7 @@ class Answers:
     def extended_attributes(self, node: Node) -> bytes:
         """Write struct fuse_statx_out."""
         shown = self._filesystem.attributes(node)
-        birth = self._filesystem.birth_time(node.nodeid)
+        birth = self._filesystem.birth_time(node)
         return messages.extended_attributes_answer(shown, birth, self.validity_of(node))
 
     def opened(self, handle: int) -> bytes:
@@ -89,8 +89,8 @@ class Answers:
     def created(self, node: Node, handle: int) -> bytes:
         """Write struct fuse_entry_out and fuse_open_out of a file that was just created."""
         shown = self._filesystem.attributes(node)
-        opened = self.opened(handle)
         self._filesystem.remember(node)
+        opened = self.opened(handle)
         return messages.entry_answer(node.nodeid, shown, self.validity_of(node)) + opened
 
     def validity_of(self, node: Node) -> messages.Validity:

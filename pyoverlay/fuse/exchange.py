@@ -163,7 +163,7 @@ class Exchange:
         if self.filesystem.stack.has_acls:
             flags |= wire.POSIX_ACL
         flags &= offers.flags
-        if options.passthrough == "auto" and is_administrator():
+        if options.passthrough != "off" and is_administrator():
             flags |= (wire.PASSTHROUGH | wire.INIT_EXT) & offers.flags
         if flags & wire.PASSTHROUGH:
             self._passthrough.enable()

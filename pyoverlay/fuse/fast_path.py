@@ -227,7 +227,7 @@ class FastPath:
 
     def _open(self, nodeid: int, message: memoryview) -> Buffer:
         flags, _ = messages.FLAGS.unpack_from(message, messages.BODY)
-        handle = self._filesystem.open(nodeid, flags)
+        handle = self._filesystem.open(nodeid, flags, messages.CALLER.unpack_from(message)[2])
         return self._answers.opened(handle)
 
     def _create(self, nodeid: int, message: memoryview) -> Buffer:

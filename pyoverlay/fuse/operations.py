@@ -341,7 +341,7 @@ class OverlayOperations(pyfuse3.Operations):
     @_answers
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a file; its pages stay cached, since all changes come through us."""
-        handle = await self._run(ctx.pid, lambda: self._filesystem.open(inode, flags))
+        handle = await self._run(ctx.pid, lambda: self._filesystem.open(inode, flags, ctx.pid))
         return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 
     @_answers

@@ -24,13 +24,13 @@ import fcntl
 import logging
 import os
 import stat
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from pyoverlay.layers.layer import Layer
-from pyoverlay.overlay.files import OpenFile
+from pyoverlay.fuse.backings import Backings
+from pyoverlay.layers.syscalls import error
+from pyoverlay.overlay.files import OpenFile, is_for_writing
 from pyoverlay.overlay.filesystem import OverlayFilesystem
 from pyoverlay.overlay.node import NOT_WATCHED, OPEN_UNSEEN, PASSED, WRITTEN_UNSEEN, Node
 
@@ -40,20 +40,24 @@ FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_PASSTHROUGH: Final = 1 << 7
 
-_BACKING_OPEN: Final = 0x4010E501  # _IOW(229, 1, struct fuse_backing_map)
-_BACKING_CLOSE: Final = 0x4004E502  # _IOW(229, 2, uint32_t)
-_BACKING_MAP: Final = struct.Struct("=iIQ")
-_U32: Final = struct.Struct("=I")
-_UNSUITABLE: Final = frozenset({errno.ELOOP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY})
+_MOST_SENT_BACK: Final = 1024
+_SMALLEST_TEXT: Final = 16 * 1024
+"""Bytes below which program text isn't worth a backing file."""
+_ELF: Final = b"\x7fELF"
+_ELF_TYPE: Final = slice(16, 18)
+_PROGRAM_TYPES: Final = frozenset({b"\x02\0", b"\0\x02", b"\x03\0", b"\0\x03"})
+"""ET_EXEC and ET_DYN, in either byte order: elf(5)."""
 
 
 @dataclass(slots=True)
 class _Opens:
-    """How a node is open: through FUSE's page cache, or in passthrough with the backing file ``backing``."""
+    """How a nodeid is open: through FUSE's page cache, or in passthrough with the file ``backing``."""
 
     cached: int = 0
     passed: int = 0
     backing: int = 0
+    of_lower: bool = False
+    """Whether the backing file is a lower's: then nothing is open for writing."""
 
 
 class Passthrough:
@@ -66,18 +70,59 @@ class Passthrough:
 
         ``invalidate_attributes`` makes the kernel ask again for those of a nodeid.
         """
-        self._device = device
         self._invalidate_attributes = invalidate_attributes
         self._filesystem = filesystem
+        self._backings = Backings(device)
         self._enabled = False
-        self._writable_mount = filesystem.stack.options.writable
-        self._unsuitable: set[Layer] = set()
-        self._opens: dict[Node, _Opens] = {}
+        options = filesystem.stack.options
+        self._passes_all_lowers = not options.writable or options.passthrough == "all"
+        self._opens: dict[int, _Opens] = {}
+        self._sent_back: set[tuple[int, int]] = set()
+        """Nodeids and threads that were sent back to look the name up."""
 
     def enable(self) -> None:
         """The kernel agreed to passthrough."""
         self._enabled = True
         self._filesystem.settle_unseen = self.settle
+        self._filesystem.admit_open = self.admit
+        self._filesystem.data_changed = self.data_changed
+
+    # Before a file is opened
+
+    def admit(self, nodeid: int, flags: int, pid: int) -> None:
+        """Keep what is open in passthrough over a lower's file from being opened to write, by this nodeid.
+
+        It is superseded: the thread ``pid`` is sent back, looks the name up and comes with another nodeid.
+        If it comes with the same one, it has no name to look up: /proc/self/fd, or a file that is mounted.
+
+        Raises OSError ESTALE, which makes fs/namei.c: do_filp_open try again; ETXTBSY.
+        """
+        node = self._filesystem.node(nodeid)
+        if nodeid == node.nodeid:
+            opens = self._opens.get(nodeid)
+            if opens is None or not opens.of_lower:
+                return
+            self._supersede(nodeid)
+        caller = nodeid, pid
+        if caller not in self._sent_back:
+            if len(self._sent_back) == _MOST_SENT_BACK:
+                self._sent_back.clear()
+            self._sent_back.add(caller)
+            raise error(errno.ESTALE)
+        if is_for_writing(flags) or flags & os.O_TRUNC:
+            raise error(errno.ETXTBSY)
+
+    def data_changed(self, nodeid: int) -> None:
+        """Take note of a truncate(2): who has the lower's file open in passthrough goes on with that."""
+        opens = self._opens.get(nodeid)
+        if opens is not None and opens.of_lower and self._filesystem.node(nodeid).nodeid == nodeid:
+            self._supersede(nodeid)
+
+    def _supersede(self, nodeid: int) -> None:
+        self._filesystem.nodes.supersede(self._filesystem.node(nodeid))
+        self._invalidate_attributes(nodeid)
+
+    # When it is open
 
     def opened(self, handle: int) -> tuple[int, int]:
         """Decide how a file that was just opened is read and written.
@@ -89,78 +134,90 @@ class Passthrough:
             return FOPEN_KEEP_CACHE, 0
         file = self._filesystem.file(handle)
         node = file.node
-        opens = self._opens.setdefault(node, _Opens())
+        nodeid = file.nodeid = file.nodeid or node.nodeid
+        opens = self._opens.get(nodeid)
+        if opens is None:
+            opens = self._opens[nodeid] = _Opens()
+        superseded = nodeid != node.nodeid
         if opens.passed:
             # There is no way back to the page cache now, but one around the backing file.
-            by_us = 0 if self._may_pass(file) else FOPEN_DIRECT_IO
-            return self._pass(file, opens, FOPEN_PASSTHROUGH | by_us)
-        if not opens.cached and self._may_pass(file):
-            opens.backing = self._register(file)
-            if opens.backing:
-                return self._pass(file, opens, FOPEN_PASSTHROUGH)
+            shares = not superseded if opens.of_lower else self._may_pass_upper(file)
+            return self._pass(file, opens, FOPEN_PASSTHROUGH | (0 if shares else FOPEN_DIRECT_IO))
+        if superseded:
+            opens.cached += 1
+            return FOPEN_DIRECT_IO, 0
+        if not opens.cached and self._may_pass(file) and self._back(handle, opens):
+            return self._pass(file, opens, FOPEN_PASSTHROUGH)
         opens.cached += 1
         # Pages from before may be older than what was written in passthrough.
         return 0 if node.unseen & PASSED else FOPEN_KEEP_CACHE, 0
 
     def _pass(self, file: OpenFile, opens: _Opens, flags: int) -> tuple[int, int]:
         opens.passed += 1
-        file.node.unseen |= PASSED | OPEN_UNSEEN
-        if file.may_map_writable and not file.node.unseen & WRITTEN_UNSEEN:
-            file.node.unseen |= WRITTEN_UNSEEN
-            # What the kernel was told of them before may be kept for long.
-            if file.node.nodeid:
-                self._invalidate_attributes(file.node.nodeid)
+        if not opens.of_lower:
+            node = file.node
+            node.unseen |= PASSED | OPEN_UNSEEN
+            if file.may_map_writable and not node.unseen & WRITTEN_UNSEEN:
+                node.unseen |= WRITTEN_UNSEEN
+                # What the kernel was told of them before may be kept for long.
+                self._invalidate_attributes(file.nodeid)
         return flags, opens.backing
 
     def _may_pass(self, file: OpenFile) -> bool:
         node = file.node
-        if node.upper is None:
-            return not self._writable_mount and node.real.layer.cloned
+        if node.upper is not None:
+            return self._may_pass_upper(file)
+        return node.real.layer.cloned and (self._passes_all_lowers or _is_program_text(file))
+
+    def _may_pass_upper(self, file: OpenFile) -> bool:
         if not file.writable:
             return True
+        node = file.node
         try:
             mode = self._filesystem.attributes(node).mode
         except OSError:
             return False
         return not mode & (stat.S_ISUID | stat.S_ISGID) and not self._filesystem.must_drop_capabilities(node)
 
-    def _register(self, file: OpenFile) -> int:
-        """Tell the kernel of a backing file; return its number, 0 when it won't have it."""
-        layer = file.node.real.layer
-        if layer in self._unsuitable:
-            return 0
+    def _back(self, handle: int, opens: _Opens) -> bool:
+        """Give a nodeid that isn't open yet its backing file; False when the kernel won't have it."""
+        file = self._filesystem.file(handle)
+        real = file.node.real
+        opens.of_lower = file.node.upper is None
         try:
-            if not file.writable:
-                return self._open_backing(file.descriptor)
-            # The kernel opens it anew with the user's flags.  One that is open for writing itself would count
-            # as a writer for as long as it is registered.
-            descriptor = file.node.real.open(os.O_RDONLY)
-            try:
-                return self._open_backing(descriptor)
-            finally:
-                os.close(descriptor)
+            if opens.of_lower:
+                opens.backing = self._backings.take(file.nodeid, real.layer, file.descriptor)
+            elif not file.writable:
+                # The file may have been copied up since it was opened.
+                descriptor = self._filesystem.descriptor_for_reading(handle)
+                opens.backing = self._backings.open(real.layer, descriptor)
+            else:
+                # The kernel opens it anew with the user's flags.  One that is open for writing itself would
+                # count as a writer for as long as it is registered.
+                descriptor = real.open(os.O_RDONLY)
+                try:
+                    opens.backing = self._backings.open(real.layer, descriptor)
+                finally:
+                    os.close(descriptor)
         except OSError as failure:
+            log.info("%s: no passthrough: %s", real.layer.path, failure.strerror)
             if failure.errno == errno.EPERM:
                 self._enabled = False
-            elif failure.errno in _UNSUITABLE:
-                self._unsuitable.add(layer)
-            log.info("%s: no passthrough: %s", layer.path, failure.strerror)
-            return 0
+        if not opens.backing:
+            opens.of_lower = False
+        return opens.backing != 0
 
-    def _open_backing(self, descriptor: int) -> int:
-        # With a mutable argument, what is returned is the call's result.
-        number: int = fcntl.ioctl(self._device, _BACKING_OPEN, bytearray(_BACKING_MAP.pack(descriptor, 0, 0)))
-        return number
+    # When it is closed
 
     def released(self, handle: int) -> None:
         """Take back what `opened` decided, before the file is closed."""
         if not self._opens:
             return
         try:
-            node = self._filesystem.file(handle).node
+            file = self._filesystem.file(handle)
         except OSError:
             return
-        opens = self._opens.get(node)
+        opens = self._opens.get(file.nodeid)
         if opens is None:
             return
         if opens.passed:
@@ -169,22 +226,39 @@ class Passthrough:
             opens.cached -= 1
         if opens.passed or opens.cached:
             return
-        del self._opens[node]
-        if opens.backing:
-            fcntl.ioctl(self._device, _BACKING_CLOSE, _U32.pack(opens.backing))
+        del self._opens[file.nodeid]
+        if opens.of_lower and file.node.upper is None:
+            self._backings.keep(file.nodeid, opens.backing)
+        elif opens.backing:
+            self._backings.close(opens.backing)
 
     def settle(self, node: Node) -> None:
         """Trust a node's attributes again if it can't be read or written unseen any more.
 
         A lease is granted only while nobody has the file open or mapped for writing: fcntl(2), F_SETLEASE.
         """
-        opens = self._opens.get(node)
+        opens = self._opens.get(node.nodeid)
         if opens is not None and opens.passed:
             return
         if node.unseen & WRITTEN_UNSEEN and not _nobody_writes(node):
             return
         node.unseen &= ~NOT_WATCHED
         node.attributes = None
+
+
+def _is_program_text(file: OpenFile) -> bool:
+    """Tell whether a lower's file is executed, or a program or shared library in ELF: looked at once a node.
+
+    A look costs no more than the first read of whoever opens it.
+    """
+    node = file.node
+    if node.program_text is None:
+        try:
+            start = os.pread(file.descriptor, _ELF_TYPE.stop, 0)
+        except OSError:
+            return False
+        node.program_text = start.startswith(_ELF) and start[_ELF_TYPE] in _PROGRAM_TYPES
+    return node.program_text or file.executed
 
 
 def _nobody_writes(node: Node) -> bool:

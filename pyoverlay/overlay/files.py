@@ -19,6 +19,10 @@ from pyoverlay.overlay.node import Node
 KEPT_FLAGS: Final = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
 
 
+EXECUTED: Final = 0x20
+"""``__FMODE_EXEC`` of include/linux/fs.h, which the kernel adds to the flags when execve(2) opens a file."""
+
+
 def is_for_writing(flags: int) -> bool:
     """Tell whether open(2)'s ``flags`` ask for more than reading."""
     return flags & os.O_ACCMODE != os.O_RDONLY
@@ -27,15 +31,28 @@ def is_for_writing(flags: int) -> bool:
 class OpenFile:
     """An open regular file of the merged tree."""
 
-    __slots__ = ("descriptor", "may_map_writable", "node", "retired", "source", "synchronous", "writable")
+    __slots__ = (
+        "descriptor",
+        "executed",
+        "may_map_writable",
+        "node",
+        "nodeid",
+        "retired",
+        "source",
+        "synchronous",
+        "writable",
+    )
 
     def __init__(self, node: Node, descriptor: int, flags: int) -> None:
         """Take over ``descriptor``, opened on the node's real object with ``flags``."""
         self.node = node
+        self.nodeid = node.nodeid
+        """By which of the node's nodeids it was opened; 0 for a new file, unknown to the kernel as yet."""
         self.descriptor = descriptor
         self.source: LayerObject = node.real
         self.writable = is_for_writing(flags)
         self.may_map_writable = flags & os.O_ACCMODE == os.O_RDWR
+        self.executed = bool(flags & EXECUTED)
         self.synchronous = bool(flags & (os.O_SYNC | os.O_DSYNC))
         self.retired: list[int] = []
         """Descriptors of the lower that reads in other threads may still be using."""

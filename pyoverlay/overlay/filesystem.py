@@ -20,7 +20,7 @@ from pyoverlay.overlay.attributes import AttributeChanges, Change
 from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.copy_up import CopyUp, CopyUpNeeded, CopyUps
 from pyoverlay.overlay.file_flags import FileFlags
-from pyoverlay.overlay.files import Files, OpenFile
+from pyoverlay.overlay.files import Files, OpenFile, is_for_writing
 from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, NameOnly
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
@@ -66,6 +66,10 @@ class OverlayFilesystem:
         self._namespace = Namespace(self._lookup, self._listing, self._copy_ups)
         self.settle_unseen: Callable[[Node], None] = _settle_nothing
         """Called with a node that was read or written without our being told, before its attributes are."""
+        self.admit_open: Callable[[int, int, int], None] = _admit_open
+        """Called with nodeid, flags and thread of an open(2) to write, or by a former nodeid; may raise."""
+        self.data_changed: Callable[[int], None] = _ignore_change
+        """Called with the nodeid of a file of which a SETATTR has changed the data."""
         self._handles: dict[int, OpenFile | DirectoryReader] = {}
         self._next_handle = itertools.count(1)
 
@@ -106,9 +110,9 @@ class OverlayFilesystem:
             self.settle_unseen(node)
         return self._lookup.attributes(node)
 
-    def birth_time(self, nodeid: int) -> int | None:
+    @staticmethod
+    def birth_time(node: Node) -> int | None:
         """Return when a node's real object was created, in ns since the epoch, None where nobody knows."""
-        node = self.node(nodeid)
         if node.upper is None:
             node.unseen |= LOWER_BIRTH_TOLD
         else:
@@ -156,6 +160,8 @@ class OverlayFilesystem:
         opened = self._handles.get(handle) if handle is not None else None
         descriptor = opened.descriptor if isinstance(opened, OpenFile) and opened.writable else None
         self._attributes.change(node, change, descriptor, caller)
+        if change.size is not None:
+            self.data_changed(nodeid)
         return node
 
     def kill_privileges(self, nodeid: int, caller: Caller) -> Node | None:
@@ -263,9 +269,14 @@ class OverlayFilesystem:
 
     # Open files and directories
 
-    def open(self, nodeid: int, flags: int) -> int:
-        """Open a regular file; return its handle."""
-        return self._new_handle(self._files.open(self.node(nodeid), flags))
+    def open(self, nodeid: int, flags: int, pid: int = 0) -> int:
+        """Open a regular file for the thread ``pid``; return its handle."""
+        node = self.node(nodeid)
+        if nodeid != node.nodeid or is_for_writing(flags) or flags & os.O_TRUNC:
+            self.admit_open(nodeid, flags, pid)
+        opened = self._files.open(node, flags)
+        opened.nodeid = nodeid
+        return self._new_handle(opened)
 
     def file(self, handle: int) -> OpenFile:
         """Return an open file; raises OSError EBADF."""
@@ -334,3 +345,11 @@ class OverlayFilesystem:
 
 def _settle_nothing(_node: Node) -> None:
     """Know of nobody who reads or writes unseen."""
+
+
+def _admit_open(_nodeid: int, _flags: int, _pid: int) -> None:
+    """Know of nothing that mustn't be opened."""
+
+
+def _ignore_change(_nodeid: int) -> None:
+    """Know of nobody who reads the data unseen."""

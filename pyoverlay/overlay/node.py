@@ -23,6 +23,8 @@ PASSED: Final = 4
 """It was open so once: what FUSE's page cache has of it may be old."""
 LOWER_BIRTH_TOLD: Final = 8
 """The kernel was told when its lower was created, which it keeps until it asks for that again."""
+SUPERSEDED: Final = 16
+"""The kernel knows it by two nodeids: what is changed by one is not known by the other."""
 NOT_WATCHED: Final = OPEN_UNSEEN | WRITTEN_UNSEEN
 
 _FILE_SYSTEM_SHIFT: Final = 56
@@ -67,6 +69,7 @@ class Node:
         "nodeid",
         "parent",
         "privilege_killers",
+        "program_text",
         "protection",
         "unlinked",
         "unseen",
@@ -99,6 +102,8 @@ class Node:
         """What may happen to it, or has happened, without our being told: `OPEN_UNSEEN` and so on."""
         self.verified = False
         """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
+        self.program_text: bool | None = None
+        """Whether its data in a lower is a program or a shared library; None when it isn't known."""
         self.protection: int | None = None
         """Whether it is immutable, append-only, both or neither (`protection`); None when it isn't known."""
         self.privilege_killers: tuple[Caller, ...] = ()
@@ -114,7 +119,7 @@ class Node:
     @property
     def may_be_kept(self) -> bool:
         """Whether the kernel may keep its attributes, as they move only when it is told, or may be told."""
-        if self.unseen & WRITTEN_UNSEEN:
+        if self.unseen & (WRITTEN_UNSEEN | SUPERSEDED):
             return False
         return not self.unseen & LOWER_BIRTH_TOLD or self.upper is None
 
@@ -237,6 +242,9 @@ class NodeTable:
     A node is *referenced* while the kernel holds lookups of it, or it is a directory with a
     referenced child: then its directories stay in memory, too.  Forgetting costs in proportion to what is
     forgotten; nothing here walks all nodes.
+
+    A node may be *superseded*: it gets a new nodeid at the next lookup, and the old one goes on to name it
+    until the kernel has forgotten it.  ``Node.lookups`` counts those of all its nodeids.
     """
 
     def __init__(self, root: Directory) -> None:
@@ -245,6 +253,8 @@ class NodeTable:
         root.lookups = 1
         self._nodes: dict[int, Node] = {ROOT_NODEID: root}
         self._next_nodeid = ROOT_NODEID + 1
+        self._superseded: dict[Node, dict[int, int]] = {}
+        """The lookups of each former nodeid, of nodes that have some."""
         self._hard_links: dict[int, Node] = {}
 
     def __len__(self) -> int:
@@ -261,7 +271,7 @@ class NodeTable:
 
     def remember(self, node: Node) -> None:
         """Count one lookup of ``node`` by the kernel."""
-        if node.lookups:
+        if node.nodeid:
             node.lookups += 1
             return
         node.nodeid = self._next_nodeid
@@ -270,9 +280,16 @@ class NodeTable:
         if node.link_key:
             self._hard_links[node.link_key] = node
         was_referenced = node.referenced
-        node.lookups = 1
+        node.lookups += 1
         if not was_referenced:
             _reference(node)
+
+    def supersede(self, node: Node) -> None:
+        """Let the next lookup of a file that the kernel knows tell another nodeid."""
+        former = self._superseded.setdefault(node, {})
+        former[node.nodeid] = node.lookups - sum(former.values())
+        node.nodeid = 0
+        node.unseen |= SUPERSEDED
 
     def forget(self, nodeid: int, lookups: int) -> None:
         """Take back ``lookups`` lookups; the last one frees the node."""
@@ -280,13 +297,31 @@ class NodeTable:
         if node is None or nodeid == ROOT_NODEID:
             return
         node.lookups -= lookups
+        left = self._left(node, nodeid, lookups) if node.unseen & SUPERSEDED else node.lookups
+        if left > 0:
+            return
+        del self._nodes[nodeid]
+        if nodeid == node.nodeid:
+            node.nodeid = 0
         if node.lookups > 0:
             return
         node.lookups = 0
-        node.nodeid = 0
-        del self._nodes[nodeid]
         if not node.referenced:
             self._release(node)
+
+    def _left(self, node: Node, nodeid: int, lookups: int) -> int:
+        """Return how many lookups of one of a node's nodeids are left, after ``lookups`` were taken back."""
+        former = self._superseded[node]
+        if nodeid == node.nodeid:
+            return node.lookups - sum(former.values())
+        former[nodeid] -= lookups
+        left = former[nodeid]
+        if left <= 0:
+            del former[nodeid]
+        if not former:
+            del self._superseded[node]
+            node.unseen &= ~SUPERSEDED
+        return left
 
     def _release(self, node: Node) -> None:
         """Let go of a node that nothing refers to any more, and of directories that it alone held."""

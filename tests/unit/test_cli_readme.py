@@ -68,5 +68,5 @@ def test_every_mount_option_is_there_and_no_other(capsys: pytest.CaptureFixture[
     shown = {word.partition("=")[0].strip(",") for word in names.split()}
     cells = [line.split("|")[1] for line in section("Mount options").splitlines() if line.startswith("| `")]
     written = {match for cell in cells for match in re.findall(rf"`({_OPTION})[=`]", cell)}
-    values = {"auto", "on", "off", "nofollow", "follow"}
+    values = {"auto", "on", "off", "all", "nofollow", "follow"}
     assert written - values == shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections import Counter
 from typing import cast
 
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pyoverlay.layers.layer import Layer, LayerObject
-from pyoverlay.overlay.node import ROOT_NODEID, Directory, InodeNumbers, Node, NodeTable, names_of
+from pyoverlay.overlay.node import (
+    ROOT_NODEID,
+    SUPERSEDED,
+    Directory,
+    InodeNumbers,
+    Node,
+    NodeTable,
+    names_of,
+)
 
 NO_LAYER = cast(Layer, None)
 """The table does no I/O: the objects of these tests lie in no layer."""
@@ -117,6 +126,43 @@ def test_forgetting_too_often_counts_as_once(tree: Tree) -> None:
     tree.table.forget(file.nodeid, 100)
     assert directory.referenced_children == 0
     assert len(tree.table) == 2
+
+
+def test_a_superseded_file_has_two_nodeids_until_the_old_one_is_forgotten(tree: Tree) -> None:
+    file = tree.add(tree.root, b"file")
+    tree.table.remember(file)
+    tree.table.remember(file)
+    old = file.nodeid
+
+    tree.table.supersede(file)
+    assert not file.may_be_kept
+    tree.table.remember(file)
+    new = file.nodeid
+
+    assert new != old
+    assert tree.table[old] is tree.table[new] is file
+    tree.table.forget(old, 1)
+    assert tree.table[old] is file
+    tree.table.forget(old, 1)
+    assert tree.table.get(old) is None
+    assert tree.table[new] is file and file.may_be_kept
+    tree.table.forget(new, 1)
+    assert len(tree.table) == 1
+
+
+def test_a_superseded_file_may_be_forgotten_before_it_is_looked_up_again(tree: Tree) -> None:
+    directory = tree.add_directory(tree.root, b"directory")
+    file = tree.add(directory, b"file")
+    tree.table.remember(directory)
+    tree.table.remember(file)
+    tree.table.supersede(file)
+    old = next(nodeid for nodeid in range(2, 10) if tree.table.get(nodeid) is file)
+
+    tree.table.forget(old, 1)
+
+    assert tree.table.get(old) is None
+    assert directory.referenced_children == 0
+    assert b"file" not in directory.entries
 
 
 # What keeps what
@@ -361,6 +407,7 @@ class NodeTableMachine(RuleBasedStateMachine):
         self.root = make_root()
         self.table = NodeTable(self.root)
         self.kernel: dict[int, tuple[Node, int]] = {}
+        self.lookups: Counter[int] = Counter()
 
     # As the rooms above the table use it
 
@@ -394,6 +441,7 @@ class NodeTableMachine(RuleBasedStateMachine):
     def tell(self, node: Node) -> None:
         self.table.remember(node)
         self.kernel[node.nodeid] = (node, node.inode)
+        self.lookups[node.nodeid] += 1
 
     def find_and_tell(self, parent: Directory, name: bytes) -> Node | None:
         node = self.find(parent, name)
@@ -489,12 +537,19 @@ class NodeTableMachine(RuleBasedStateMachine):
     @rule(choice=choices, lookups=st.integers(1, 3))
     def forget(self, choice: int, lookups: int) -> None:
         nodeid = list(self.kernel)[choice % len(self.kernel)]
-        node, _inode = self.kernel[nodeid]
-        left = node.lookups - lookups
+        lookups = min(lookups, self.lookups[nodeid])
         self.table.forget(nodeid, lookups)
-        if left <= 0:
+        self.lookups[nodeid] -= lookups
+        if not self.lookups[nodeid]:
             del self.kernel[nodeid]
             assert self.table.get(nodeid) is None
+
+    @rule(choice=choices)
+    def supersede(self, choice: int) -> None:
+        current = [node for nodeid, (node, _inode) in self.kernel.items() if nodeid == node.nodeid]
+        files = [node for node in current if not node.is_directory]
+        if files:
+            self.table.supersede(files[choice % len(files)])
 
     # What holds
 
@@ -504,6 +559,9 @@ class NodeTableMachine(RuleBasedStateMachine):
         for nodeid, (node, inode) in self.kernel.items():
             assert self.table[nodeid] is node
             assert node.inode == inode
+            numbers = [number for number, (known, _inode) in self.kernel.items() if known is node]
+            assert node.lookups == sum(self.lookups[number] for number in numbers)
+            assert bool(node.unseen & SUPERSEDED) == any(number != node.nodeid for number in numbers)
 
     @invariant()
     def names_and_places_are_those_on_disk(self) -> None:
@@ -518,7 +576,7 @@ class NodeTableMachine(RuleBasedStateMachine):
     def references_are_counted(self) -> None:
         """Each directory that a referenced node names counts that name, and no more."""
         expected: dict[int, int] = {}
-        pending = [node for node, _inode in self.kernel.values()]
+        pending = list(dict.fromkeys(node for node, _inode in self.kernel.values()))
         seen = {id(node) for node in pending}
         directories: list[Directory] = [self.root]
         while pending:
@@ -534,8 +592,8 @@ class NodeTableMachine(RuleBasedStateMachine):
             assert directory.referenced_children == expected.get(id(directory), 0)
 
     def teardown(self) -> None:
-        for nodeid, (node, _inode) in list(self.kernel.items()):
-            self.table.forget(nodeid, node.lookups)
+        for nodeid in list(self.kernel):
+            self.table.forget(nodeid, self.lookups[nodeid])
         assert len(self.table) == 1
         assert self.root.referenced_children == 0
         if not self.root.loaded:

@@ -118,6 +118,9 @@ class _Archive:
                         raise ImageError(f"it has more than {_MAX_MEMBERS} files: this is no image")
         except (tarfile.TarError, OverflowError, ValueError) as error:
             raise ImageError(f"this is no image archive: {error}") from error
+        except RecursionError as error:
+            # tarfile calls itself for every extended header.
+            raise ImageError("this is no image archive: a name in it has too many headers") from error
 
     def _member(self, path: str) -> tarfile.TarInfo | None:
         member = self.members.get(posixpath.normpath(path))

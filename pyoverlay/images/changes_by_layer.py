@@ -10,11 +10,11 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pyoverlay.images.digests import Digest
-from pyoverlay.images.stacking import lower_directories
+from pyoverlay.images.stacking import lower_directories, opened
 from pyoverlay.images.store import Store
+from pyoverlay.layers import syscalls
 from pyoverlay.layers.changes import Change, ChangeKind, find_changes
 
 Tree = dict[str, "Tree | Hidden"]
@@ -102,8 +102,9 @@ def changes_by_layer(store: Store, layers: Sequence[Digest]) -> ImageChanges:
         changes = list(_own(found, implied))
         layer = LayerChanges(diff_id, known.size if known else 0, changes, {})
         result.layers.append(layer)
-        for change in changes:
-            _apply(change, number, directory, shown, result)
+        with opened([directory]) as (root,):
+            for change in changes:
+                _apply(change, number, root, shown, result)
     for waste in result.waste:
         result.layers[waste.layers[0]].hidden += waste.size
     result.waste.sort(key=lambda waste: (-waste.size, waste.path))
@@ -117,7 +118,7 @@ def _own(changes: Sequence[Change], implied: set[str]) -> Iterator[Change]:
             yield change
 
 
-def _apply(change: Change, number: int, directory: Path, shown: Tree, result: ImageChanges) -> None:
+def _apply(change: Change, number: int, root: int, shown: Tree, result: ImageChanges) -> None:
     *parents, name = change.path.lstrip("/").split("/")
     place = shown
     for parent in parents:
@@ -126,7 +127,7 @@ def _apply(change: Change, number: int, directory: Path, shown: Tree, result: Im
             inner = place[parent] = {}
         place = inner
     old = place.get(name)
-    status = None if change.kind is ChangeKind.DELETED else os.lstat(f"{directory}{change.path}")
+    status = None if change.kind is ChangeKind.DELETED else _status(root, change.path)
     if status is not None and stat.S_ISDIR(status.st_mode) and isinstance(old, dict):
         return
     if old is not None:
@@ -139,6 +140,15 @@ def _apply(change: Change, number: int, directory: Path, shown: Tree, result: Im
         size = status.st_size if stat.S_ISREG(status.st_mode) else 0
         place[name] = Hidden(number, size)
         result.layers[number].sizes[change.path] = size
+
+
+def _status(root: int, path: str) -> os.stat_result:
+    """Ask in the layer, as the path from the file system's root may be longer than the kernel takes."""
+    descriptor = syscalls.open_beneath(root, os.fsencode(path.lstrip("/")), os.O_PATH | os.O_NOFOLLOW)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _hide(path: str, old: Tree | Hidden, kind: ChangeKind, number: int, result: ImageChanges) -> None:

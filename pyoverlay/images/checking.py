@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -181,7 +181,8 @@ class _Comparison:
 
     def _look_for_others(self, devices: set[bytes]) -> None:
         missing = set(devices)
-        for path, status in _walk(self.root):
+        # What is in a directory that was added needs no further word, however deep it is.
+        for path, status in _walk(self.root, self._expected):
             if marks.is_whiteout_device(status.st_mode, status.st_rdev) and path in devices:
                 missing.discard(path)
             elif path not in self._expected:
@@ -190,7 +191,8 @@ class _Comparison:
             self._tell(f"/{shown(path)}: its whiteout is missing")
 
 
-def _walk(root: int) -> Iterator[tuple[bytes, os.stat_result]]:
+def _walk(root: int, entered: Container[bytes]) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Yield what is below a layer's root; of its directories, only those in `entered` are looked into."""
     pending: list[bytes] = [b""]
     while pending:
         path = pending.pop()
@@ -200,7 +202,7 @@ def _walk(root: int) -> Iterator[tuple[bytes, os.stat_result]]:
                 inner = path + b"/" + name if path else name
                 status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 yield inner, status
-                if stat.S_ISDIR(status.st_mode):
+                if stat.S_ISDIR(status.st_mode) and inner in entered:
                     pending.append(inner)
         finally:
             os.close(descriptor)

@@ -18,6 +18,8 @@ from pyoverlay.images.zstandard import zstd
 Compression = Literal["none", "gzip", "zstd"]
 
 _MAGIC: Final[dict[Compression, bytes]] = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_SKIPPABLE: Final = b"\x2a\x4d\x18"
+"""After one byte from 0x50 on: a zstd frame without content, as pzstd puts one in front (RFC 8878, 3.1.2)."""
 _OTHERS: Final = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4"}
 _MAGIC_SIZE: Final = 6
 _WINDOW_LOG_MAX: Final = 27
@@ -42,6 +44,8 @@ def sniff(start: bytes) -> Compression:
     for kind, magic in _MAGIC.items():
         if start.startswith(magic):
             return kind
+    if start[1:4] == _SKIPPABLE and start[0] >> 4 == 5:
+        return "zstd"
     for magic, name in _OTHERS.items():
         if start.startswith(magic):
             raise ImageError(f"it is compressed with {name}; layers are gzip, zstd or plain tar")

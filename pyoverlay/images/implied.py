@@ -14,9 +14,10 @@ reason.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from pyoverlay.images.removing import remove_tree
 from pyoverlay.images.stacking import find_directory, lower_directories, opened, visible_xattrs
 from pyoverlay.images.store import Store
 from pyoverlay.images.unpacking import IMPLIED_MODE
+from pyoverlay.layers import syscalls
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,26 @@ def _make(store: Store, layer: Digest, wanted: dict[bytes, Attributes], name: st
                 attributes[path] = _of_layer(store.layer_directory(layer), path)
     if b"" not in attributes:
         attributes[b""] = _of_layer(store.layer_directory(layer), b"")
-    root = os.fsencode(unfinished)
-    for path in sorted(attributes):
-        os.makedirs(os.path.join(root, path), exist_ok=True)
-    for path in sorted(attributes, reverse=True):
-        attributes[path].apply(os.path.join(root, path))
+    with opened([unfinished]) as (root,):
+        # With what lies above the store, a path could be longer than the kernel takes.
+        for path in sorted(attributes):
+            if path:
+                parent, _, last = path.rpartition(b"/")
+                with _opened_directory(root, parent) as descriptor:
+                    os.mkdir(last, 0o700, dir_fd=descriptor)
+        for path in sorted(attributes, reverse=True):
+            with _opened_directory(root, path) as descriptor:
+                attributes[path].apply(b"/proc/self/fd/%d" % descriptor)
     unfinished.rename(store.adjusted / name)
+
+
+@contextlib.contextmanager
+def _opened_directory(root: int, path: bytes) -> Iterator[int]:
+    descriptor = syscalls.open_beneath(root, path or b".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _of_layer(directory: Path, path: bytes) -> Attributes:

@@ -38,7 +38,8 @@ _KINDS: Final[dict[bytes, Kind]] = {
 }
 _GNU_MAGIC: Final = b"ustar  \0"
 _NUMBER: Final = re.compile(rb"[0-9]{1,19}")
-_TIME: Final = re.compile(rb"(-?)([0-9]{1,13})(?:\.([0-9]*))?")
+_TIME_DIGITS: Final = 13
+_TIME: Final = re.compile(rb"(-?)([0-9]{1,%d})(?:\.([0-9]*))?" % _TIME_DIGITS)
 _MAX_ID: Final = (1 << 32) - 2
 _MAX_SIZE: Final = (1 << 63) - 1
 
@@ -165,7 +166,7 @@ def make_entry(info: tarfile.TarInfo, extended: Extended) -> Entry:
         info.mode & 0o7777,
         _id(records.get(b"uid"), info.uid, path),
         _id(records.get(b"gid"), info.gid, path),
-        parse_time(records[b"mtime"], path) if b"mtime" in records else int(info.mtime) * 10**9,
+        _time(records.get(b"mtime"), int(info.mtime), path),
     )
     if kind == "file":
         entry.size = entry.payload = _size(records.get(b"size"), info.size, path)
@@ -232,6 +233,15 @@ def parse_number(value: bytes, path: bytes) -> int:
     if not _NUMBER.fullmatch(value) or int(value) > _MAX_SIZE:
         raise ImageError(f"{shown(path)}: {shown(value)!r} is no number that a header may have")
     return int(value)
+
+
+def _time(record: bytes | None, header: int, path: bytes) -> int:
+    if record is not None:
+        return parse_time(record, path)
+    # A binary number may have 95 bits.
+    if abs(header) >= 10**_TIME_DIGITS:
+        raise ImageError(f"{shown(path)}: {header} seconds since 1970 is no time")
+    return header * 10**9
 
 
 def _size(record: bytes | None, header: int, path: bytes) -> int:

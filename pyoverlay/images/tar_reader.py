@@ -115,12 +115,16 @@ class TarReader:
 
     def _next(self) -> Entry | None:
         extended = Extended()
+        extensions = 0
         while True:
             block = self._block()
             if block is None:
                 return None
             info = parse_block(block)
             if info.type in b"LKxXg":
+                extensions += max(info.size, BLOCK)
+                if extensions > MAX_HEADER:
+                    raise ImageError(f"extended headers of {extensions} bytes; {MAX_HEADER} is the most")
                 self._extend(extended, info.type, info.size)
                 continue
             entry = make_entry(info, extended)
@@ -145,8 +149,6 @@ class TarReader:
             )
 
     def _extend(self, extended: Extended, kind: bytes, size: int) -> None:
-        if size > MAX_HEADER:
-            raise ImageError(f"an extended header of {size} bytes; {MAX_HEADER} is the most")
         padded = self._take(size + -size % BLOCK)
         self._literal(padded)
         data = padded[:size]

@@ -40,6 +40,21 @@ def negative_size() -> bytes:
     return bytes(block) + bytes(1024)
 
 
+def huge_time() -> bytes:
+    block = bytearray(tar().add("file").unfinished()[:512])
+    block[136:148] = b"\x80" + b"\x7f" * 11
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + bytes(1024)
+
+
+def many_headers() -> bytes:
+    layer = tar()
+    for number in range(3):
+        layer.raw(pax_header(pax_record(b"key%d" % number, b"v" * 500_000)))
+    return layer.add("file").bytes()
+
+
 def broken_header() -> bytes:
     good = tar().add("first", b"1").unfinished()
     bad = bytearray(tar().add("second", b"2").unfinished())
@@ -129,13 +144,15 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         tar().raw(pax_header(pax_record(b"linkpath", b"a\0b"))).symlink("s", "x").bytes(),
         "NUL",
     ),
-    "huge PAX header": (tar().raw(pax_header(b"1" * (2 << 20))).bytes(), "extended header of"),
+    "huge PAX header": (tar().raw(pax_header(b"1" * (2 << 20))).bytes(), "extended headers of"),
     "huge long name": (
         tar().add("x", b"n" * (2 << 20), kind=tarfile.GNUTYPE_LONGNAME).add("y").bytes(),
-        "extended header of",
+        "extended headers of",
     ),
     "PAX without an equals sign": (tar().raw(pax_header(b"9 abcdefg\n")).add("a").bytes(), "extended header"),
     "PAX with a wrong length": (tar().raw(pax_header(b"99 a=b\n")).add("a").bytes(), "extended header"),
+    "many headers of one name": (many_headers(), "extended headers of"),
+    "time beyond all": (huge_time(), "no time"),
     "negative size": (negative_size(), "negative"),
     "size beyond all": (with_pax((b"size", b"9" * 19)), "number"),
     "size that is no number": (with_pax((b"size", b"-1")), "number"),
@@ -330,6 +347,15 @@ def test_an_archive_that_is_a_bomb(base: Path, store: Store) -> None:
     with pytest.raises(ImageError, match="bomb"):
         load(store, base / "bomb.tar.gz", SMALL)
     assert list(store.root.glob("unfinished/*")) == []
+
+
+def test_an_archive_with_a_name_of_endless_headers(base: Path, store: Store) -> None:
+    archive = tar()
+    for _ in range(5000):
+        archive.add("././@LongLink", b"name", kind=tarfile.GNUTYPE_LONGNAME)
+    (base / "archive.tar").write_bytes(archive.add("file").bytes())
+    with pytest.raises(ImageError, match="too many headers"):
+        load(store, base / "archive.tar")
 
 
 def test_an_archive_whose_config_is_endless(base: Path, store: Store) -> None:

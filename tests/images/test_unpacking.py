@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyoverlay.images import applying, checking, implied
+from pyoverlay.images.changes_by_layer import changes_by_layer
 from pyoverlay.images.digests import Digest
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.limits import Limits
@@ -161,6 +162,35 @@ def test_a_deep_tree(base: Path) -> None:
         os.chdir("/")
         remove_tree(base / "layer")
     assert not (base / "layer").exists()
+
+
+def test_a_deep_tree_in_a_store(base: Path, store: Store) -> None:
+    names = ["d" * 200] * 20
+    deep = "/".join(names)
+    below = LayerTar()
+    for depth in range(1, len(names) + 1):
+        below.directory("/".join(names[:depth]), 0o711)
+    layers = [below.add(f"{deep}/file", b"old").bytes(), LayerTar().add(f"{deep}/file", b"new").bytes()]
+    image = Image(layers)
+    load(store, write_layout(base / "layout", image))
+    diff_ids = [Digest(diff_id) for diff_id in image.diff_ids]
+    try:
+        assert implied.is_adjusted(store, diff_ids)
+        assert len(lower_directories(store, diff_ids)) == 3
+        (waste,) = changes_by_layer(store, diff_ids).waste
+        assert (waste.path, waste.size) == (f"/{deep}/file", 3)
+        # Somebody makes it deeper than a path can be.
+        place = os.open(store.layer_directory(diff_ids[1]), os.O_RDONLY)
+        for _ in range(30):
+            os.mkdir("e" * 200, dir_fd=place)
+            inner = os.open("e" * 200, os.O_RDONLY, dir_fd=place)
+            os.close(place)
+            place = inner
+        os.close(place)
+        problems = checking.check_layer(store, diff_ids[1])
+        assert [text.rpartition(" ")[2] for text in problems] == ["had", "added"]
+    finally:
+        remove_tree(store.root)
 
 
 def test_a_digest_can_be_asked_for(base: Path) -> None:

@@ -33,6 +33,7 @@ WRITTEN = {
     "gzip": gzip.compress(CONTENT),
     "gzip in two members, padded": gzip.compress(CONTENT[:1000]) + gzip.compress(CONTENT[1000:]) + bytes(512),
     "zstd": zstd.compress(CONTENT),
+    "zstd behind a frame to skip": b"\x5f\x2a\x4d\x18\x04\0\0\0skip" + zstd.compress(CONTENT),
     "zstd in two frames": zstd.compress(CONTENT[:1000]) + zstd.compress(CONTENT[1000:]),
 }
 

@@ -134,7 +134,7 @@ def _complete(directory: Path) -> None:
     merged = directory / lowers[0]
     if len(lowers) > 1:
         merged = directory / "merged"
-        with _kernel_overlay(directory, lowers) as view:
+        with kernel_overlay(directory, lowers) as view:
             subprocess.run(["cp", "-a", f"{view}/.", str(merged)], check=True)
     file_list = directory / _FILE_LIST
     if not file_list.exists():
@@ -161,8 +161,13 @@ def _regular_files(tree: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _kernel_overlay(directory: Path, lowers: list[str]) -> Iterator[Path]:
-    """Show the lowers as the kernel merges them, read-only."""
+def kernel_overlay(directory: Path, lowers: list[str]) -> Iterator[Path]:
+    """Show lowers as the kernel merges them, read-only, in a directory beside them.
+
+    Args:
+        directory: Where the lowers are.
+        lowers: Their names, topmost first; at least two.
+    """
     view = directory / "view"
     view.mkdir()
     command = ["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={':'.join(lowers)}", str(view)]

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -39,7 +40,7 @@ class MountedSystem:
 
     Attributes:
         root: The merged view.
-        upper: The upper directory, None for a system without layers.
+        upper: The upper directory, None for a system without layers and in a read-only mount.
         daemon_pids: The processes that serve it.
         connection: The name of its FUSE connection, None when it has none.
         mount_seconds: From the call of the mount program until a stat of the root was answered.
@@ -87,15 +88,14 @@ class MountedSystem:
         self.is_mounted = True
 
     def _run_mount_program(self) -> None:
-        command = self.system.mount_command(
-            self.layers.lowers, self.place / "upper", self.place / "work", self.root
-        )
+        work = None if self.upper is None else self.place / "work"
+        command = self.system.mount_command(self.layers.lowers, self.upper, work, self.root)
         output = self.place / "mount-output"
         with output.open("w") as out:
             ran = subprocess.run(
                 command,
                 cwd=self.layers.directory,
-                env={**os.environ, **kernel.MOUNT_ENVIRONMENT},
+                env={**os.environ, **kernel.MOUNT_ENVIRONMENT, **self.system.environment()},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -159,22 +159,40 @@ class MountedSystem:
                 )
 
 
-def prepare(system: System, layers: LayerSet, place: Path, *, writes: bool) -> MountedSystem:
+def prepare(
+    system: System,
+    layers: LayerSet,
+    place: Path,
+    *,
+    writes: bool,
+    read_only: bool = False,
+    fill_upper: Callable[[Path], None] | None = None,
+) -> MountedSystem:
     """Make what a mount needs below ``place``, an empty directory; mounts nothing.
 
-    A system without layers gets the merged tree itself, or a copy when the workload ``writes``.
+    Args:
+        system: What is to be mounted.
+        layers: The lowers.
+        place: Where mount point, upper and work directory are made.
+        writes: A system without layers gets a copy of the merged tree, else that tree itself, read-only.
+        read_only: Whether it is a mount without an upper.
+        fill_upper: Writes what the upper holds before it is mounted; without layers, the copy.
     """
     root = place / "merged"
     root.mkdir()
-    if system.has_layers:
-        (place / "upper").mkdir()
+    upper = None
+    if system.has_layers and not read_only:
+        upper = place / "upper"
+        upper.mkdir()
         (place / "work").mkdir()
-        return MountedSystem(system, layers, place, root, place / "upper", writes=writes)
-    if writes:
+    elif not system.has_layers and (writes or fill_upper):
         subprocess.run(["cp", "-a", "--reflink=auto", str(layers.merged), str(place / "copy")], check=True)
-    else:
+    elif not system.has_layers:
         (place / "copy").symlink_to(layers.merged)
-    return MountedSystem(system, layers, place, root, None, writes=writes)
+    if fill_upper is not None:
+        fill_upper(upper or place / "copy")
+        os.sync()
+    return MountedSystem(system, layers, place, root, upper, writes=writes)
 
 
 def remove_everything(place: Path, process: int | None = None) -> None:

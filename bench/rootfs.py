@@ -53,7 +53,7 @@ _SETTINGS: Final = {
     "etc/dpkg/dpkg.cfg.d/unsafe-io": "force-unsafe-io\n",
 }
 
-_XATTRS: Final = ("--xattrs", "--xattrs-include=security.*")
+XATTRS: Final = ("--xattrs", "--xattrs-include=security.*")
 """As container images have them: capabilities, and nothing that one overlay wrote for itself."""
 
 _said_before: list[str] = []
@@ -70,10 +70,21 @@ def rootfs(scale: Scale) -> LayerRecipe:
 
 
 def _build(directory: Path) -> None:
+    extract_layers(directory)
+
+
+def extract_layers(directory: Path) -> list[str]:
+    """Write the five layers into a directory, and return their names there, topmost first.
+
+    Raises BenchError when a package can't be had.
+    """
+    names = []
     for number, archive in enumerate(_cached_layers(directory / "making")):
         layer = directory / str(number)
         layer.mkdir()
-        run("tar", "--extract", f"--file={archive}", f"--directory={layer}", "--numeric-owner", *_XATTRS)
+        names.append(layer.name)
+        run("tar", "--extract", f"--file={archive}", f"--directory={layer}", "--numeric-owner", *XATTRS)
+    return names
 
 
 def _cached_layers(workplace: Path) -> list[Path]:
@@ -110,7 +121,7 @@ def _fill(cache: Path, workplace: Path) -> None:
                 f"--file={archive}",
                 f"--directory={layer}",
                 "--numeric-owner",
-                *_XATTRS,
+                *XATTRS,
                 ".",
             )
         unfinished.rename(cache)

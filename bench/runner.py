@@ -59,6 +59,15 @@ def plan(workload: Workload, systems: list[System], rounds: int) -> Iterator[Pla
             yield Planned(workload, system, number)
 
 
+def reason_against(workload: Workload, system: System) -> str | None:
+    """Return why a workload isn't measured on a system, None if it is."""
+    if reason := workload.not_for.get(system.name):
+        return reason
+    if system.left_out_because and system.name not in workload.variants:
+        return system.left_out_because
+    return None
+
+
 class Runner:
     """Does trials below a directory and records them."""
 
@@ -69,6 +78,7 @@ class Runner:
         self._results = results
         self._layers = LayerStore(directory / "layers")
         self._counter = RequestCounter()
+        self._places = 0
         kernel.fuse_connections()
 
     def run_workload(
@@ -97,12 +107,14 @@ class Runner:
     def _measure(self, planned: Planned, layers: LayerSet | str) -> Measurement:
         load = os.getloadavg()[0]
         started = time.perf_counter()
-        reason = planned.workload.not_for.get(planned.system.name)
+        reason = reason_against(planned.workload, planned.system)
         answer: dict[str, Any]
         if reason is not None:
             answer = {"outcome": NOT_APPLICABLE, "message": reason}
         elif isinstance(layers, str):
             answer = {"outcome": FAILED, "message": layers}
+        elif self._has_hung(planned):
+            answer = {"outcome": HUNG, "message": "not tried again: it hung in an earlier round"}
         else:
             answer = self._run_undisturbed(planned, layers)
         return Measurement(
@@ -119,16 +131,26 @@ class Runner:
             seconds=time.perf_counter() - started,
         )
 
+    def _has_hung(self, planned: Planned) -> bool:
+        """Tell whether it would only cost its limit once more."""
+        earlier = self._results.of(planned.workload.name, planned.system.name)
+        return any(measurement.outcome == HUNG for measurement in earlier)
+
     def _run_undisturbed(self, planned: Planned, layers: LayerSet) -> dict[str, Any]:
         answer: dict[str, Any] = {}
         for _ in range(_TRIES):
-            answer = self._run_in_process(planned, layers)
+            try:
+                answer = self._run_in_process(planned, layers)
+            except (BenchError, OSError) as failure:
+                # What can't be cleared away stays where it is: the next trial has a place of its own.
+                return {"outcome": FAILED, "message": f"can't be run, or cleared away: {failure}"}
             if answer["outcome"] != _DISTURBED:
                 return answer
         return {"outcome": FAILED, "message": f"{answer['message']}, {_TRIES} times"}
 
     def _run_in_process(self, planned: Planned, layers: LayerSet) -> dict[str, Any]:
-        place = self._directory / "trial"
+        place = self._directory / f"trial-{self._places}"
+        self._places += 1
         place.mkdir()
         os.sync()  # what the trial before has written isn't written during this one
         reading, writing = os.pipe()

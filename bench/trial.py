@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -82,8 +83,16 @@ class Trial:
 
     @property
     def upper(self) -> Path | None:
-        """The upper directory of the first mount, None for a plain directory."""
+        """The upper directory of the first mount, None for a plain directory and in a read-only mount."""
         return self.mounted.upper
+
+    @property
+    def below(self) -> list[Path]:
+        """Where the files of the first mount are, topmost first: beside it, without its daemon's knowing."""
+        if not self._system.has_layers:
+            return [self.root]
+        lowers = [self.layers.directory / name for name in self.layers.lowers]
+        return lowers if self.upper is None else [self.upper, *lowers]
 
     @property
     def scratch(self) -> Path:
@@ -93,10 +102,18 @@ class Trial:
         return directory
 
     def mount(self) -> MountedSystem:
-        """Mount the same layers once more, with an empty upper of its own."""
+        """Mount the same layers once more, with an upper of its own."""
         place = self._place / f"mount-{len(self._mounts)}"
         place.mkdir()
-        mounted = prepare(self._system, self.layers, place, writes=self._workload.writes)
+        fill = self._workload.fill_upper
+        mounted = prepare(
+            self._system,
+            self.layers,
+            place,
+            writes=self._workload.writes,
+            read_only=self._workload.read_only,
+            fill_upper=None if fill is None else partial(fill, scale=self.scale),
+        )
         mounted.mount()
         self._mounts.append(mounted)
         return mounted
@@ -212,5 +229,5 @@ def _in_unit(unit: Unit, seconds: float, operations: int, size: int) -> float:
             return operations / seconds
         case Unit.MEGABYTES_PER_SECOND:
             return size / _MEGABYTE / seconds
-        case Unit.MEBIBYTES:
+        case Unit.MEBIBYTES | Unit.BYTES:
             raise ValueError("memory isn't measured in time: use record()")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench.layers import MEBIBYTE, LayerRecipe, big_file, equal_files, many_files, sparse_file
+from bench.systems import SLOW_PATH
 from bench.trial import Trial
 from bench.workloads.checks import expect
 from bench.workloads.copying import (
@@ -43,7 +44,7 @@ def _few_files(scale: Scale) -> LayerRecipe:
 
 
 def _tree(scale: Scale) -> LayerRecipe:
-    return many_files(scale.of(20_000), directories=scale.of(200), layers=5)
+    return many_files(scale.of(5_000), directories=scale.of(50), layers=5)
 
 
 # In the upper
@@ -80,6 +81,7 @@ def _expect_names(trial: Trial, paths: Sequence[str]) -> None:
     caches=Caches.WARM,
     quick=True,
     writes=True,
+    variants=(SLOW_PATH,),
     stands_for="unpacking, compiling, temporary files: open(O_CREAT | O_EXCL) and close",
 )
 def create(trial: Trial) -> None:
@@ -115,6 +117,7 @@ def mkdir(trial: Trial) -> None:
     layers=_few_files,
     caches=Caches.WARM,
     writes=True,
+    variants=(SLOW_PATH,),
     stands_for="files that appear whole: dpkg, git, editors write another name and rename it",
 )
 def rename(trial: Trial) -> None:
@@ -161,7 +164,7 @@ def unlink(trial: Trial) -> None:
     stands_for="removing what an image brought along: whiteouts, file by file",
 )
 def unlink_lower(trial: Trial) -> None:
-    """Unlink 20,000 files of lowers, in 200 directories over 5 layers."""
+    """Unlink 5,000 files of lowers, in 50 directories over 5 layers."""
     paths = [str(trial.root / name) for name in trial.layers.files]
     directories = sorted({os.path.dirname(path) for path in paths})
     look_at(trial)
@@ -183,7 +186,7 @@ def unlink_lower(trial: Trial) -> None:
     stands_for="RUN rm -rf in an image's recipe: a tree of lowers goes as a whole",
 )
 def rm_rf_lower(trial: Trial) -> None:
-    """Remove a lower tree of 20,000 files in 200 directories over 5 layers with rm -rf."""
+    """Remove a lower tree of 5,000 files in 50 directories over 5 layers with rm -rf."""
     look_at(trial)
     os.sync()
     with trial.measured():
@@ -228,6 +231,7 @@ def _small_lower_files(scale: Scale) -> LayerRecipe:
     quick=True,
     writes=True,
     not_for=_NO_LOWERS,
+    variants=(SLOW_PATH,),
     stands_for="editing what the image brought: settings, package lists, sources",
 )
 def copy_up_4k(trial: Trial) -> None:
@@ -337,6 +341,7 @@ def _big_lower_file_beside_others(scale: Scale) -> LayerRecipe:
     quick=True,
     writes=True,
     not_for=_NO_LOWERS,
+    variants=(SLOW_PATH,),
     stands_for="a service that goes on while another process changes a big file",
 )
 def stat_during_copy_up(trial: Trial) -> None:

@@ -5,6 +5,7 @@ No file is empty: some systems look twice at an empty file, as it may stand for 
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ BLOCK: Final = 4096
 """What a random read reads, in bytes."""
 
 ONE_FILE: Final = "data/big"
-"""The file of `one_file`, in the lowest of three layers."""
+"""The file of `one_file`, in the lowest of three layers; or one in the upper."""
 
 _NUMBER: Final = struct.Struct("<Q")
 _FILES_IN_A_DIRECTORY: Final = 200
@@ -34,13 +35,18 @@ def _one_file(mebibytes: int, directory: Path) -> None:
     writer = LayerWriter(directory, 3)
     writer.write(0, "data/top", b"top")
     writer.write(1, "data/middle", b"middle")
+    write_numbered_blocks(writer.place(2, ONE_FILE), mebibytes)
+    writer.finish()
+
+
+def write_numbered_blocks(path: Path, mebibytes: int) -> None:
+    """Write a file of which `block_of_one_file` tells each block."""
     piece = bytearray(_filler() * (MEBIBYTE // BLOCK))
-    with writer.place(2, ONE_FILE).open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file:
         for first in range(0, mebibytes * (MEBIBYTE // BLOCK), MEBIBYTE // BLOCK):
             for block in range(MEBIBYTE // BLOCK):
                 _NUMBER.pack_into(piece, block * BLOCK, first + block)
             file.write(piece)
-    writer.finish()
 
 
 def block_of_one_file(number: int) -> bytes:
@@ -48,6 +54,7 @@ def block_of_one_file(number: int) -> bytes:
     return _NUMBER.pack(number) + _filler()[_NUMBER.size :]
 
 
+@functools.cache
 def _filler() -> bytes:
     return random.Random("one file").randbytes(BLOCK)
 

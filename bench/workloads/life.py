@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.layers import MEBIBYTE, LayerRecipe
+from bench.systems import SLOW_PATH
 from bench.trial import Trial
 from bench.workloads.checks import expect
 from bench.workloads.data_layers import few_files, known_files
@@ -37,6 +38,7 @@ def _many_layers(_scale: Scale) -> LayerRecipe:
     quick=True,
     mounts=False,
     not_for={"native": "a plain directory needs no mount"},
+    variants=(SLOW_PATH,),
     stands_for="the start and the end of a container",
 )
 def mount_of_1_layer(trial: Trial) -> None:
@@ -65,25 +67,30 @@ def mount_of_128_layers(trial: Trial) -> None:
         "daemon idle": Unit.MEBIBYTES,
         "daemon": Unit.MEBIBYTES,
         "daemon forgotten": Unit.MEBIBYTES,
+        "daemon by inode": Unit.BYTES,
         "walk": Unit.SECONDS,
     },
     layers=known_files,
     caches=Caches.COLD,
     quick=True,
     heavy=True,
+    variants=(SLOW_PATH,),
     stands_for="a long-lived container in which a backup or updatedb has seen everything",
 )
 def memory(trial: Trial) -> None:
     """Walk with lstat of 200,000 files over 10 layers: memory of daemon and kernel (slab) after it.
 
-    The daemon's alone is resident memory: idle before the walk, after it, and when the files were forgotten.
+    The daemon's alone is resident memory: idle before the walk, after it (and what each inode added),
+    and when all was forgotten.
     """
     slab = _slab_bytes_at_rest(trial)
-    trial.record("daemon idle", trial.resident_bytes() / MEBIBYTE)
+    idle = trial.resident_bytes()
+    trial.record("daemon idle", idle / MEBIBYTE)
     with trial.measured(figure="walk"):
-        files = _walk(os.fspath(trial.root))
+        files, directories = _walk(os.fspath(trial.root))
     daemon = trial.resident_bytes()
     trial.record("daemon", daemon / MEBIBYTE)
+    trial.record("daemon by inode", (daemon - idle) / (files + directories))
     trial.record("all", (daemon + _slab_bytes() - slab) / MEBIBYTE)
     expect("files seen", files, len(trial.layers.files))
     _slab_bytes_at_rest(trial)
@@ -103,14 +110,15 @@ def _mount_and_unmount(trial: Trial) -> None:
     trial.record("unmount", statistics.median(unmounts[1:]) * 1e3)
 
 
-def _walk(directory: str) -> int:
-    """Return how many files there are, each with its size looked at."""
-    found = 0
+def _walk(directory: str) -> tuple[int, int]:
+    """Return how many files and directories there are, each file with its size looked at."""
+    files = directories = 0
     for path, _, names in os.walk(directory):
         for name in names:
             os.lstat(f"{path}/{name}")
-        found += len(names)
-    return found
+        files += len(names)
+        directories += 1
+    return files, directories
 
 
 def _slab_bytes_at_rest(trial: Trial) -> int:

@@ -18,6 +18,7 @@ from typing import Final
 from bench.errors import BenchError
 from bench.layers import LayerRecipe, big_directory, deep_directories, many_files
 from bench.rootfs import rootfs
+from bench.systems import SLOW_PATH
 from bench.trial import Trial
 from bench.workloads.checks import expect
 from bench.workloads.workload import Caches, Scale, Unit, workload
@@ -25,10 +26,6 @@ from bench.workloads.workload import Caches, Scale, Unit, workload
 _GROUP: Final = "metadata"
 _TIME: Final = {"time": Unit.MILLISECONDS}
 _TIME_OF_ONE: Final = {"time": Unit.MICROSECONDS}
-
-_DOCKERS_LIMIT: Final = 128
-_KERNELS_LIMIT: Final = 500
-_LAYER_COUNTS: Final = (1, 10, 50, _DOCKERS_LIMIT, _KERNELS_LIMIT)
 
 
 def _tree(scale: Scale) -> LayerRecipe:
@@ -55,7 +52,8 @@ def _stat_all(paths: Sequence[bytes]) -> int:
     return size
 
 
-def _stat_cold(trial: Trial) -> None:
+def measure_stat_cold(trial: Trial) -> None:
+    """Stat all files of the layers, which nobody has looked at."""
     paths = _paths(trial.root, trial.layers.files)
     trial.drop_caches()
     with trial.measured(operations=len(paths)):
@@ -69,11 +67,12 @@ def _stat_cold(trial: Trial) -> None:
     layers=_tree,
     caches=Caches.COLD,
     quick=True,
+    variants=(SLOW_PATH,),
     stands_for="the first look at a tree: a build tool that asks for time stamps, a server that starts",
 )
 def stat_cold(trial: Trial) -> None:
     """Stat 20,000 files in 200 directories over 5 layers, the first time."""
-    _stat_cold(trial)
+    measure_stat_cold(trial)
 
 
 @workload(
@@ -82,6 +81,7 @@ def stat_cold(trial: Trial) -> None:
     layers=_tree,
     caches=Caches.WARM,
     quick=True,
+    variants=(SLOW_PATH,),
     stands_for="looking again: git status, make, the second start of a program",
 )
 def stat_warm(trial: Trial) -> None:
@@ -143,7 +143,8 @@ def _measure_find(trial: Trial) -> None:
     expect("what find found", found, _found(output))
 
 
-def _find_cold(trial: Trial) -> None:
+def measure_find_cold(trial: Trial) -> None:
+    """Walk through everything with find, when nobody has looked at it."""
     trial.drop_caches()
     # The program itself and its libraries shall not come from the disk.
     subprocess.run(["find", "--version"], stdout=subprocess.DEVNULL, check=True)
@@ -194,11 +195,12 @@ def _measure_diff(trial: Trial) -> None:
     figures=_TIME,
     layers=rootfs,
     caches=Caches.COLD,
+    variants=(SLOW_PATH,),
     stands_for="the first walk through an image: du, a backup, a virus scanner",
 )
 def find_cold(trial: Trial) -> None:
     """Walk a Debian and Python root file system with find -printf, the first time."""
-    _find_cold(trial)
+    measure_find_cold(trial)
 
 
 @workload(
@@ -220,6 +222,7 @@ def find_warm(trial: Trial) -> None:
     layers=rootfs,
     caches=Caches.COLD,
     heavy=True,
+    variants=(SLOW_PATH,),
     stands_for="podman diff and podman commit on a mount program: each file's status and extended attributes",
 )
 def diff_walk_cold(trial: Trial) -> None:
@@ -272,6 +275,7 @@ def _measure_ls(trial: Trial) -> None:
     layers=_big_directory,
     caches=Caches.COLD,
     quick=True,
+    variants=(SLOW_PATH,),
     stands_for="the first listing of a mail directory, a cache, a spool",
 )
 def ls_cold(trial: Trial) -> None:
@@ -358,41 +362,4 @@ def missing_names_warm(trial: Trial) -> None:
 )
 def stat_deep(trial: Trial) -> None:
     """Stat a file 30 directories deep, each in 5 layers, the first time; mean of 100 such files."""
-    _stat_cold(trial)
-
-
-# Many layers
-
-
-def _declare_over(layers: int) -> None:
-    """Declare the stat and the walk at a number of layers."""
-
-    def tree(scale: Scale) -> LayerRecipe:
-        return many_files(scale.of(5_000), directories=scale.of(50), layers=layers)
-
-    def stat_over_layers(trial: Trial) -> None:
-        _stat_cold(trial)
-
-    def find_over_layers(trial: Trial) -> None:
-        _find_cold(trial)
-
-    over = "1 layer" if layers == 1 else f"{layers} layers"
-    stat_over_layers.__doc__ = f"Stat 5,000 files in 50 directories over {over}, the first time."
-    find_over_layers.__doc__ = (
-        f"Walk 5,000 files in 50 directories over {over} with find -printf, the first time."
-    )
-    for function, unit in ((stat_over_layers, _TIME_OF_ONE), (find_over_layers, _TIME)):
-        workload(
-            name=f"{function.__name__.partition('_')[0]}-{layers}-layers",
-            group=_GROUP,
-            figures=unit,
-            layers=tree,
-            caches=Caches.COLD,
-            heavy=layers >= _DOCKERS_LIMIT,
-            quick=function is find_over_layers and layers == _DOCKERS_LIMIT,
-            stands_for=f"the price of layers: the same tree as {over}",
-        )(function)
-
-
-for _layers in _LAYER_COUNTS:
-    _declare_over(_layers)
+    measure_stat_cold(trial)

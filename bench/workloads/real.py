@@ -17,6 +17,7 @@ from typing import Final
 
 from bench.programs import Chroot, run
 from bench.rootfs import PACKAGES, PACKAGES_TO_INSTALL, rootfs
+from bench.systems import NO_PASSTHROUGH, SLOW_PATH
 from bench.trial import Trial
 from bench.workloads.checks import expect
 from bench.workloads.real_layers import (
@@ -83,13 +84,13 @@ def tar_rootfs(trial: Trial) -> None:
     stands_for="unpacking a release, ADD and COPY in a container build, npm install",
 )
 def untar_sources(trial: Trial) -> None:
-    """Tar extracts 10,000 source files (40 MB, cached) into the merged view."""
+    """Tar extracts 5,000 source files (20 MB, cached) into the merged view."""
     archive, target = trial.layers.directory / SOURCE_ARCHIVE, trial.root / "home/sources"
     target.mkdir()
     archive.read_bytes()
     with trial.measured():
         run("tar", "-xf", archive, "-C", target)
-    lengths = [len(source.content) for source in sources(trial.scale.of(10_000), "archive")]
+    lengths = [len(source.content) for source in sources(trial.scale.of(5_000), "archive")]
     expect("files and bytes extracted", _files_and_bytes(target), (len(lengths), sum(lengths)))
 
 
@@ -132,6 +133,8 @@ def _clone(trial: Trial) -> Path:
     caches=Caches.WARM,
     quick=True,
     writes=True,
+    variants=(SLOW_PATH,),
+    heavy=True,
     stands_for="starting to work in a development container",
 )
 def git_clone(trial: Trial) -> None:
@@ -149,6 +152,7 @@ def git_clone(trial: Trial) -> None:
     layers=project,
     caches=Caches.COLD,
     writes=True,
+    heavy=True,
     stands_for="an editor or a prompt that asks what was changed",
 )
 def git_status(trial: Trial) -> None:
@@ -252,7 +256,12 @@ def python_imports_cold(trial: Trial) -> None:
 
 
 @workload(
-    group="real", figures=_TIME, layers=rootfs, caches=Caches.WARM, stands_for=f"{_STARTING}, once more"
+    group="real",
+    figures=_TIME,
+    layers=rootfs,
+    caches=Caches.WARM,
+    variants=(NO_PASSTHROUGH,),
+    stands_for=f"{_STARTING}, once more",
 )
 def python_imports_warm(trial: Trial) -> None:
     """Python3 of the merged view starts and imports 200 modules of its standard library, again."""
@@ -271,6 +280,7 @@ _SOURCES_OF_PROGRAM: Final = "usr/src/program"
     caches=Caches.WARM,
     heavy=True,
     writes=True,
+    variants=(SLOW_PATH, NO_PASSTHROUGH),
     stands_for="RUN make in a container build",
 )
 def c_build(trial: Trial) -> None:
@@ -307,6 +317,8 @@ _VALUE_BYTES: Final = 512
     layers=rootfs,
     caches=Caches.FRESH,
     writes=True,
+    variants=(NO_PASSTHROUGH,),
+    heavy=True,
     stands_for="a key-value store in a container without a volume",
 )
 def redis(trial: Trial) -> None:
@@ -333,6 +345,8 @@ def redis(trial: Trial) -> None:
     caches=Caches.FRESH,
     quick=True,
     writes=True,
+    variants=(NO_PASSTHROUGH,),
+    heavy=True,
     stands_for="an application that keeps its state in SQLite",
 )
 def sqlite(trial: Trial) -> None:

@@ -43,8 +43,8 @@ _BRANCH_CHANGES: Final = 0.15
 
 
 def project(scale: Scale) -> LayerRecipe:
-    """Return the two layers: 2,000 files in the repository and 10,000 in the archive, or a tenth."""
-    files, archived = scale.of(2_000), scale.of(10_000)
+    """Return the two layers: 2,000 files in the repository and 5,000 in the archive, or a tenth."""
+    files, archived = scale.of(2_000), scale.of(5_000)
     return LayerRecipe(f"project-{files}-and-{archived}", partial(_build, files, archived))
 
 

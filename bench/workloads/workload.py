@@ -7,9 +7,10 @@ workload's.  Knows nothing of systems or rounds.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from bench.layers import LayerRecipe
@@ -27,6 +28,7 @@ class Unit(enum.Enum):
     OPERATIONS_PER_SECOND = "op/s"
     MEGABYTES_PER_SECOND = "MB/s"
     MEBIBYTES = "MiB"
+    BYTES = "B"
 
     @property
     def more_is_better(self) -> bool:
@@ -53,6 +55,13 @@ class Scale(enum.Enum):
         return count if self is Scale.FULL else max(1, count // 10)
 
 
+class FillUpper(Protocol):
+    """Writes what an upper holds before it is mounted."""
+
+    def __call__(self, upper: Path, *, scale: Scale) -> None:
+        """Write into ``upper``, which is empty or, of a system without layers, the whole tree."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """One kind of work, measured on each system in several rounds.
@@ -71,6 +80,9 @@ class Workload:
         mounts: Whether it finds the system mounted; if not, it mounts by itself.
         limit_seconds: After which a trial counts as hung.
         not_for: Systems without a meaning for it, each with the reason.
+        variants: Systems that measure it though they leave most workloads out.
+        read_only: Whether it is mounted without an upper.
+        fill_upper: Writes what the upper holds before it is mounted; empty without.
         run: The work.
     """
 
@@ -87,6 +99,9 @@ class Workload:
     mounts: bool
     limit_seconds: float
     not_for: dict[str, str]
+    variants: frozenset[str]
+    read_only: bool
+    fill_upper: FillUpper | None
     run: Callable[[Trial], None]
 
 
@@ -105,8 +120,11 @@ def workload(
     quick: bool = False,
     writes: bool = False,
     mounts: bool = True,
-    limit_seconds: float = 300,
+    limit_seconds: float = 120,
     not_for: dict[str, str] | None = None,
+    variants: Collection[str] = (),
+    read_only: bool = False,
+    fill_upper: FillUpper | None = None,
     name: str | None = None,
 ) -> Callable[[Callable[[Trial], None]], Callable[[Trial], None]]:
     """Declare the function below as a workload; see `Workload` for the arguments."""
@@ -127,6 +145,9 @@ def workload(
             mounts=mounts,
             limit_seconds=limit_seconds,
             not_for=not_for or {},
+            variants=frozenset(variants),
+            read_only=read_only,
+            fill_upper=fill_upper,
             run=function,
         )
         assert declared.name not in ALL, f"{declared.name} is declared twice"

@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
-from bench import kernel
+from bench import kernel, mounting, runner
+from bench.errors import BenchError
 from bench.layers import LayerRecipe
 from bench.results import FAILED, HUNG, NOT_APPLICABLE, OK, Measurement, Results
 from bench.runner import Runner
-from bench.systems import OverlayProgram, System, choose
+from bench.systems import OverlayProgram, System, choose, known_systems
 from bench.trial import Trial
 from bench.workloads.workload import Caches, Scale, Unit, Workload
 
 TINY = "create,stat-cold"
-FUSE_SYSTEMS = {"pyoverlay", "pyoverlay-slow-path", "fuse-overlayfs", "unionfs-fuse"}
+VARIANTS = {"pyoverlay-slow-path"}
+"""Those that both of TINY name."""
+FUSE_SYSTEMS = {"pyoverlay", *VARIANTS, "fuse-overlayfs", "unionfs-fuse"}
 SYSTEMS = {"native", "kernel", *FUSE_SYSTEMS}
 
 
@@ -54,7 +57,10 @@ def test_two_workloads_are_measured_on_all_systems(tmp_path: Path) -> None:
         str(out),
     )
 
-    trials = json.loads(out.read_text())["measurements"]
+    everything = json.loads(out.read_text())["measurements"]
+    left_out = {trial["system"] for trial in everything if trial["outcome"] == NOT_APPLICABLE}
+    assert left_out == set(known_systems()) - SYSTEMS
+    trials = [trial for trial in everything if trial["outcome"] != NOT_APPLICABLE]
     assert {(trial["workload"], trial["system"]) for trial in trials} == {
         (workload, system) for workload in TINY.split(",") for system in SYSTEMS
     }
@@ -164,6 +170,9 @@ def make_workload(run: Any, **different: Any) -> Workload:  # noqa: ANN401 - fie
         "mounts": True,
         "limit_seconds": 60,
         "not_for": {},
+        "variants": frozenset(),
+        "read_only": False,
+        "fill_upper": None,
         "run": run,
     }
     return Workload(**(fields | different))
@@ -180,9 +189,9 @@ def measure(base: Path, workload: Workload, *systems: System, rounds: int = 1) -
             results = Results()
             directory = base / "work"
             directory.mkdir()
-            runner = Runner(directory, Scale.QUICK, results)
-            runner.run_workload(workload, list(systems), rounds, lambda _planned: None)
-            runner.close()
+            trials = Runner(directory, Scale.QUICK, results)
+            trials.run_workload(workload, list(systems), rounds, lambda _planned: None)
+            trials.close()
             results.save(out)
         finally:
             os._exit(0)
@@ -325,3 +334,78 @@ def test_a_plain_directory_that_nobody_may_write_is_the_merged_tree_itself(base:
 
     assert failed.outcome == FAILED
     assert "Read-only" in failed.message
+
+
+def test_a_read_only_mount_shows_the_lowers_and_takes_no_writes(base: Path) -> None:
+    def try_both(trial: Trial) -> None:
+        assert trial.upper is None
+        with trial.measured():
+            assert (trial.root / "file").read_text() == "lower"
+        with pytest.raises(OSError, match="Read-only"):
+            (trial.root / "file").write_text("upper")
+        assert (trial.below[0] / "file").exists()
+
+    def two_layers(_scale: Scale) -> LayerRecipe:
+        # The kernel wants two without an upper.
+        def build(directory: Path) -> None:
+            one_file(Scale.QUICK).build(directory)
+            (directory / "1").mkdir()
+
+        return LayerRecipe("two-layers", build)
+
+    workload = make_workload(try_both, writes=False, read_only=True, layers=two_layers)
+
+    for trial in measure(base, workload, *choose("native,kernel,pyoverlay,fuse-overlayfs", [])):
+        assert (trial.system, trial.outcome, trial.message) == (trial.system, OK, "")
+
+
+def test_an_upper_holds_what_the_workload_put_there(base: Path) -> None:
+    def fill(upper: Path, *, scale: Scale) -> None:
+        (upper / "ours").write_text(scale.value)
+
+    def read(trial: Trial) -> None:
+        with trial.measured():
+            assert (trial.root / "ours").read_text() == "quick"
+        assert (trial.root / "file").read_text() == "lower"
+        assert (trial.below[0] / "ours").exists()
+
+    workload = make_workload(read, writes=False, fill_upper=fill)
+
+    for trial in measure(base, workload, *choose(",".join(SYSTEMS), [])):
+        assert (trial.system, trial.outcome, trial.message) == (trial.system, OK, "")
+
+
+def test_what_hung_is_not_tried_again(base: Path) -> None:
+    def hang(trial: Trial) -> None:
+        with trial.measured():
+            os.mkfifo(trial.root / "fifo")
+            (trial.root / "fifo").read_bytes()
+
+    first, second = measure(base, make_workload(hang, limit_seconds=3), *choose("kernel", []), rounds=2)
+
+    assert (first.outcome, second.outcome) == (HUNG, HUNG)
+    assert second.seconds < 1
+    assert "not tried again" in second.message
+
+
+def test_a_trial_that_cannot_be_cleared_away_is_recorded_and_the_run_goes_on(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[Path] = []
+
+    def stays_once(place: Path, process: int | None = None) -> None:
+        removed.append(place)
+        if len(removed) == 1:
+            raise BenchError("stays mounted")
+        mounting.remove_everything(place, process)
+
+    def work(trial: Trial) -> None:
+        with trial.measured():
+            (trial.root / "file").read_bytes()
+
+    monkeypatch.setattr(runner, "remove_everything", stays_once)
+
+    first, second = measure(base, make_workload(work), *choose("kernel", []), rounds=2)
+
+    assert (first.outcome, second.outcome) == (FAILED, OK)
+    assert "stays mounted" in first.message

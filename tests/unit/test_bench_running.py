@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+import pyoverlay
 from bench.errors import BenchError
 from bench.requests import count_by_opcode
-from bench.runner import plan, rounds_of
-from bench.systems import choose, known_systems
+from bench.runner import plan, reason_against, rounds_of
+from bench.systems import System, choose, known_systems
 from bench.workloads.catalogue import ALL
 from bench.workloads.workload import GROUPS, Scale
 
@@ -61,11 +63,51 @@ def test_a_program_comes_after_the_known_systems() -> None:
     assert command == ["/bin/true", "-o", "one", "-o", "lowerdir=0:1,upperdir=/u,workdir=/w", "/m"]
 
 
-def test_pyoverlay_appears_with_each_transport() -> None:
+def test_pyoverlay_appears_as_it_is_and_with_each_trick_switched() -> None:
     shown = {name: system.command_shown() for name, system in known_systems().items()}
 
-    assert "fast_path=on" in shown["pyoverlay"]
-    assert "fast_path=off" in shown["pyoverlay-slow-path"]
+    assert shown["pyoverlay"].startswith("pyoverlay -o lowerdir=")
+    assert " fast_path=off " in shown["pyoverlay-slow-path"]
+    assert " passthrough=off " in shown["pyoverlay-no-passthrough"]
+    assert " passthrough=all " in shown["pyoverlay-passthrough-all"]
+
+
+def test_a_read_only_mount_has_no_upper() -> None:
+    for system in known_systems().values():
+        if system.has_layers:
+            command = " ".join(system.mount_command(["0", "1"], None, None, Path("/m")))
+            assert not {"upper", "work", "None", "RW"} & set(re.split(r"\W|dir=", command))
+
+
+def test_variants_are_measured_by_workloads_that_name_them_and_wherever_they_are_asked_for() -> None:
+    work = ALL["mmap-random-read"]
+
+    def measured(systems: list[System]) -> set[str]:
+        return {system.name for system in systems if reason_against(work, system) is None}
+
+    always = {"native", "kernel", "pyoverlay", "fuse-overlayfs", "unionfs-fuse"}
+    assert measured(choose(None, [])) == always | {"pyoverlay-passthrough-all"}
+    assert measured(choose("pyoverlay-slow-path", [])) == {"pyoverlay-slow-path"}
+    slow_path = known_systems()["pyoverlay-slow-path"]
+    assert reason_against(work, slow_path) == slow_path.left_out_because
+
+
+def test_workloads_name_known_systems_only() -> None:
+    for work in ALL.values():
+        assert work.variants | set(work.not_for) <= set(known_systems())
+
+
+def test_the_package_that_is_imported_is_the_one_that_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = known_systems()["pyoverlay"]
+    assert ours.version().startswith(pyoverlay.__version__)
+    (tmp_path / "pyoverlay").mkdir()
+    (tmp_path / "pyoverlay" / "__init__.py").write_text("")
+    monkeypatch.setattr(ours, "environment", lambda: {"PYTHONPATH": str(tmp_path)})
+
+    with pytest.raises(BenchError, match="would be measured"):
+        ours.version()
 
 
 @pytest.mark.parametrize("name", ["", "zfs", "kernel,zfs"])

@@ -39,6 +39,7 @@ the kernel makes depend on it."""
 _INIT: Final = int(Opcode.INIT)
 _INTERRUPT: Final = int(Opcode.INTERRUPT)
 _RELEASE: Final = int(Opcode.RELEASE)
+_WRITE: Final = int(Opcode.WRITE)
 
 # As the only writer we know when data changes: the kernel need not guess from times and sizes.
 _FEATURES: Final = (
@@ -94,7 +95,7 @@ class Exchange:
         """Called with the number of a request whose caller got a signal."""
         self.debugging: Final = log.isEnabledFor(logging.DEBUG)
         self._killing: dict[int, tuple[Node, Caller]] = {}
-        """Requests under way that will clear set-id bits of a lower's file, of whom."""
+        """Requests under way that will clear a file's set-id bits unless they are refused, of whom."""
         self._closed = False
         self._on_ready = on_ready
         self._view = memoryview(bytearray(BUFFER_SIZE))
@@ -191,18 +192,20 @@ class Exchange:
 
     def _look_at_flags(self, opcode: int, unique: int, nodeid: int, message: memoryview) -> None:
         if opcode in wire.MAY_KILL_PRIVILEGES and wire.kills_privileges(opcode, message):
-            self._kill_privileges(unique, nodeid, caller_of(message, 0))
+            self._kill_privileges(opcode, unique, nodeid, caller_of(message, 0))
         elif opcode == _RELEASE:
             self._passthrough.released(wire.released_handle(message))
 
-    def _kill_privileges(self, unique: int, nodeid: int, caller: Caller) -> None:
+    def _kill_privileges(self, opcode: int, unique: int, nodeid: int, caller: Caller) -> None:
+        if opcode != _WRITE:
+            node = self.filesystem.kill_privileges_later(nodeid, caller)
+            if node is not None:
+                self._killing[unique] = node, caller
+            return
         try:
-            waiting = self.filesystem.kill_privileges(nodeid, caller)
+            self.filesystem.kill_privileges(nodeid, caller)
         except OSError as failure:
             log.warning("can't clear suid, sgid and capabilities of node %d: %s", nodeid, failure)
-            return
-        if waiting is not None:
-            self._killing[unique] = waiting, caller
 
     def opened(self, handle: int) -> tuple[int, int]:
         """Decide how an opened file is read and written; see `Passthrough.opened`."""

@@ -76,8 +76,10 @@ class AttributeChanges:
         if change.user is not None or change.group is not None or change == Change():
             # chown(2) clears suid, sgid and capabilities itself, also the one that names no owner: it is
             # the only change that arrives empty.  Not sgid, where the caller isn't in the group: we are root.
-            killers = node.privilege_killers if caller is None else (caller,)
-            self._clear_set_group_id(node, killers)
+            if caller is None:
+                self.kill_privileges_if_asked(node)
+            else:
+                self._clear_set_group_id(node, caller)
             self._ownership.set_owner(upper, user, group)
         if change.mode is not None:
             upper.set_mode(stat.S_IMODE(change.mode))
@@ -129,8 +131,11 @@ class AttributeChanges:
     def kill_privileges(self, node: Node, caller: Caller) -> None:
         """Clear suid, sgid (see `_drops_set_group_id`) and capabilities at a change of ``caller``'s.
 
-        The node is in the upper.  fs/attr.c: setattr_should_drop_suidgid.
+        The node is in the upper.  fs/attr.c: setattr_should_drop_suidgid.  That there is nothing to clear is
+        remembered, as the kernel does it (S_NOSEC): each write of an unprivileged caller asks for it.
         """
+        if not node.privileged:
+            return
         assert node.upper is not None
         mode = node.upper.status().st_mode
         kept = mode & ~stat.S_ISUID
@@ -141,18 +146,19 @@ class AttributeChanges:
         with contextlib.suppress(OSError):
             node.upper.remove_attribute(CAPABILITY)
         node.attributes = None
+        node.privileged = bool(kept & (stat.S_ISUID | stat.S_ISGID))
 
     def would_drop_set_ids(self, node: Node, caller: Caller) -> bool:
         """Tell whether a chown(2) of ``caller``'s that names no owner would clear a file's set-id bits."""
         mode = self._lookup.attributes(node).mode
         return bool(mode & stat.S_ISUID) or self._drops_set_group_id(node, mode, caller)
 
-    def _clear_set_group_id(self, node: Node, callers: tuple[Caller, ...]) -> None:
-        if node.is_directory or not callers:
+    def _clear_set_group_id(self, node: Node, caller: Caller) -> None:
+        if node.is_directory:
             return
         assert node.upper is not None
         mode = node.upper.status().st_mode
-        if any(self._drops_set_group_id(node, mode, caller) for caller in callers):
+        if self._drops_set_group_id(node, mode, caller):
             node.upper.set_mode(stat.S_IMODE(mode & ~stat.S_ISGID))
         node.attributes = None
 
@@ -249,5 +255,6 @@ def _note_change(node: Node) -> None:
     """Forget what is known of a node's attributes."""
     node.attributes = None
     node.attribute_names = None
+    node.privileged = True
     if isinstance(node, Directory):
         node.inheritance = None

@@ -164,24 +164,31 @@ class OverlayFilesystem:
             self.data_changed(nodeid)
         return node
 
-    def kill_privileges(self, nodeid: int, caller: Caller) -> Node | None:
+    def kill_privileges(self, nodeid: int, caller: Caller) -> None:
         """Clear suid, sgid and capabilities of a file that an unprivileged caller writes to.
 
-        A file that isn't in the upper yet loses them with the change of data that copies it up: it is
-        returned, and `spare_privileges` is to be called when that change is over, done or failed.
+        The right to was shown at its open, and they fall before the data is written (fs/attr.c:
+        file_remove_privs).
+        """
+        node = self.nodes.get(nodeid)
+        if node is not None and node.is_regular and node.upper is not None:
+            self._attributes.kill_privileges(node, caller)
+
+    def kill_privileges_later(self, nodeid: int, caller: Caller) -> Node | None:
+        """Let a file lose suid, sgid and capabilities with a change of ``caller``'s that may be refused.
+
+        It is returned, if it can lose any, and `spare_privileges` is to be called when that change
+        is over, done or failed.
         """
         node = self.nodes.get(nodeid)
         if node is None or not node.is_regular:
             return None
-        if node.upper is None:
-            node.privilege_killers += (caller,)
-            return node
-        self._attributes.kill_privileges(node, caller)
-        return None
+        node.privilege_killers += (caller,)
+        return node
 
     @staticmethod
     def spare_privileges(node: Node, caller: Caller) -> None:
-        """Take back what `kill_privileges` left to a change of ``caller``'s, which is over."""
+        """Take back what `kill_privileges_later` left to a change of ``caller``'s, which is over."""
         killers = list(node.privilege_killers)
         killers.remove(caller)
         node.privilege_killers = tuple(killers)

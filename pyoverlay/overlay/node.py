@@ -69,6 +69,7 @@ class Node:
         "nodeid",
         "parent",
         "privilege_killers",
+        "privileged",
         "program_text",
         "protection",
         "unlinked",
@@ -107,7 +108,9 @@ class Node:
         self.protection: int | None = None
         """Whether it is immutable, append-only, both or neither (`protection`); None when it isn't known."""
         self.privilege_killers: tuple[Caller, ...] = ()
-        """At whose changes of data, under way while it is in a lower, suid, sgid and capabilities must go."""
+        """At whose changes of data, under way, suid, sgid and capabilities must go."""
+        self.privileged = True
+        """Whether it may have any of them: False once they were cleared, until its attributes are changed."""
 
     @property
     def real(self) -> LayerObject:

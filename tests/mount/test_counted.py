@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Kind, Mount, Stack, fails_with, make_stack
+from tests.harness import Kind, Mount, Stack, fails_with, make_stack, run_as
 from tests.mount.command import pyoverlay, succeed
 from tests.mount.daemons import LIMIT_SECONDS, wait_until
+
+USER = 1000
 
 
 @pytest.fixture
@@ -347,6 +349,35 @@ def test_a_request_passes_without_the_event_loop(stack: Stack, base: Path) -> No
         assert 1000 <= calls[call] < 1050, call
     assert calls["readv"] <= 2 * 1000 + 50
     assert calls["poll"] <= 1000 + 50
+
+
+@pytest.mark.parametrize("name", ["fresh", "data"])
+def test_a_users_write_costs_three_calls(stack: Stack, base: Path, name: str) -> None:
+    """Reading the request, writing the data, writing the answer.
+
+    That the file has no set-id bits and no capabilities to lose is asked once, and again when it may have.
+    """
+    with Mount(Kind.PYOVERLAY, stack, "passthrough=off") as mount:
+        path = mount.path / name
+        path.touch()
+        path.chmod(0o666)
+
+        def write() -> None:
+            with open(path, "r+b", buffering=0) as file:
+                for number in range(500):
+                    file.write(b"%d" % number)
+
+        assert mount.pid is not None
+        with tracing(mount.pid, base / "trace") as lines, spending(mount) as spent:
+            run_as(USER, write)
+        assert spent.requests["WRITE"] == 500
+        calls = Counter(_call(line) for line in lines)
+        assert calls["pwrite64"] == 500
+        assert sum(count for call, count in calls.items() if CALLS_ON_FILES.search(call)) < 50
+        for number in range(3):
+            path.chmod(0o6777)
+            run_as(USER, write)
+            assert path.stat().st_mode & 0o7777 == 0o777, number
 
 
 # --- descriptors -------------------------------------------------------------------------------------------

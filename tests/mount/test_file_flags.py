@@ -202,6 +202,28 @@ def test_a_protected_file(
             act(merged / "file", merged / "other")
 
 
+TRUNCATIONS: dict[str, Callable[[Path], object]] = {
+    "truncate": lambda path: os.truncate(path, 1),
+    "open": lambda path: _open(path, os.O_WRONLY | os.O_APPEND | os.O_TRUNC),
+}
+
+
+@pytest.mark.parametrize("letter", "ia")
+@pytest.mark.parametrize("truncation", TRUNCATIONS.values(), ids=TRUNCATIONS)
+def test_a_refused_truncation_leaves_set_id_bits(
+    stack: Stack, layer: Path, mount_overlay: MountFactory, letter: str, truncation: Callable[[Path], object]
+) -> None:
+    os.chmod(layer / "file", 0o6777)
+    path = mount_overlay().path / "file"
+    change(f"+{letter}", path)
+    with fails_with(errno.EPERM):
+        run_as(NOBODY, lambda: truncation(path))
+    assert path.stat().st_mode & 0o7777 == (stack.upper / "file").stat().st_mode & 0o7777 == 0o6777
+    change(f"-{letter}", path)
+    run_as(NOBODY, lambda: truncation(path))
+    assert path.stat().st_mode & 0o7777 == 0o777
+
+
 INSIDE: dict[str, Callable[[Path, Path], object]] = {
     "create": lambda d, _: _open(d / "new", os.O_WRONLY | os.O_CREAT),
     "mkdir": lambda d, _: os.mkdir(d / "directory"),

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 _SECONDS_OF_A_THREAD_TURN: Final = 0.0005
 """A request waits for the importing thread for this long, not for Python's 5 ms."""
 
+_MOST_AT_ONCE: Final = 64
+"""After as many requests the other descriptors are looked at, however many more are there."""
+
 
 def serve_until_imported(exchange: Exchange, module: str, others: Sequence[int]) -> list[Request] | None:
     """Serve until a module is needed, and then until it has been imported.
@@ -100,8 +103,13 @@ def _serve_until(
 
 
 def _receive_what_is_there(exchange: Exchange, kept: list[Request]) -> bool:
-    while size := exchange.read():
+    waits = False
+    for _ in range(_MOST_AT_ONCE):
+        size = exchange.read() if waits else exchange.read_soon()
+        if not size:
+            return size is None
         request = exchange.receive(size)
         if request is not None:
             kept.append(request._replace(message=bytes(request.message)))
-    return size is None
+            waits = True
+    return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 BUFFER_SIZE: Final = MAX_TRANSFER + 8 * wire.PAGE
 """Bytes that the longest message of the protocol has room in."""
 
+_SECONDS_OF_PATIENCE: Final = 50e-6
+"""How long the next request is awaited awake: about what it costs to fall asleep, and to be woken on another
+processor.  So waiting is never much dearer than that, and mostly saves it."""
 _MAX_BACKGROUND: Final = 64
 _PROTOCOL_MINOR: Final = 38
 """What libfuse 3.14 speaks, with which pyfuse3 is built at the earliest; later ones differ in nothing that
@@ -120,6 +124,19 @@ class Exchange:
                 if failure.errno == errno.ENODEV:
                     return 0
                 raise
+
+    def read_soon(self) -> int | None:
+        """Read one request as `read` does, but wait a moment: whoever just got an answer asks again.
+
+        Others who want to run go first.
+        """
+        size = self.read()
+        if size is None:
+            end = time.monotonic() + _SECONDS_OF_PATIENCE
+            while size is None and time.monotonic() < end:
+                os.sched_yield()
+                size = self.read()
+        return size
 
     def receive(self, size: int) -> Request | None:
         """See to the request of ``size`` bytes that was read; return it when it is pyfuse3's."""

@@ -147,7 +147,8 @@ class Forwarder:
             self._handed_over -= 1
             return
         while not self._reading.cancel_called:
-            size = self._exchange.read()
+            # While requests are under way, tasks and worker threads must be seen to at once.
+            size = self._exchange.read() if self._in_flight else self._exchange.read_soon()
             if size is None:
                 await self._wait_for_device()
             elif size == 0:

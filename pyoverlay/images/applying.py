@@ -36,7 +36,12 @@ def apply(
     target = Path(directory).absolute()
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise ImageError(f"{directory}: a layer is unpacked into an empty directory, or a new one")
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    if target.exists() and (os.path.ismount(target) or target.samefile(Path.cwd())):
+        raise ImageError(f"{directory}: a mount point, or where you are, can't be replaced: name another")
+    try:
+        unfinished = Path(tempfile.mkdtemp(prefix=".pyoverlay-", dir=target.parent))
+    except OSError as error:
+        raise ImageError(f"{directory}: it can't be made: {error.strerror}") from error
     try:
         known, warnings = unpack(unfinished, Decompressed(source), limits)
         if expected is not None and known.diff_id != expected:

@@ -7,13 +7,12 @@ or compressed. Blobs are read as streams that check their digests and sizes on t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import posixpath
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, Protocol
@@ -24,6 +23,7 @@ from pyoverlay.images.digests import Digest, digest_of, hexadecimal, parse_diges
 from pyoverlay.images.documents import Descriptor, ImageConfig, Index, ListedImage, Manifest
 from pyoverlay.images.errors import ImageError, shown
 from pyoverlay.images.limits import MAX_DOCUMENT, Limits
+from pyoverlay.images.verified_blob import VerifiedBlob
 
 _MAX_MEMBERS: Final = 100_000
 _MAX_NESTING: Final = 4
@@ -257,10 +257,11 @@ def _described(
     files: Files, manifest: Manifest, names: list[str], path_of: PathOf = _blob_path
 ) -> FoundImage:
     config = _blob_document(files, manifest.config, path_of)
-    diff_ids = diff_ids_of(config, len(manifest.layers))
+    descriptors = manifest.layers or []
+    diff_ids = diff_ids_of(config, len(descriptors))
     layers = [
         FoundLayer(diff_id, layer.size, _blob_opener(files, layer, path_of))
-        for diff_id, layer in zip(diff_ids, manifest.layers, strict=True)
+        for diff_id, layer in zip(diff_ids, descriptors, strict=True)
     ]
     return FoundImage(parse_digest(manifest.config.digest), config, names, layers)
 
@@ -269,13 +270,24 @@ def _names(descriptor: Descriptor, source_name: str) -> list[str]:
     annotations = descriptor.annotations or {}
     full = annotations.get(documents.CONTAINERD_NAME)
     if full:
-        return [references.normalize(full)]
+        return _usable([full])
     name = annotations.get(documents.REF_NAME)
     if not name:
         return []
     if "/" in name or ":" in name:
-        return [references.normalize(name)]
-    return [references.from_file(source_name, name)]
+        return _usable([name])
+    with contextlib.suppress(ImageError):
+        return [references.from_file(source_name, name)]
+    return []
+
+
+def _usable(names: Sequence[str]) -> list[str]:
+    """Return full names; what is none, as a name with a digest, is left out: the image has its ID."""
+    found = []
+    for name in names:
+        with contextlib.suppress(ImageError):
+            found.append(references.normalize(name))
+    return found
 
 
 def _manifest(files: Files, descriptor: Descriptor, depth: int) -> Manifest:
@@ -329,13 +341,13 @@ def _from_manifest(files: Files) -> FoundImage:
 
 def _from_list(files: Files, listed: ListedImage) -> FoundImage:
     config = _document(files, listed.config)
-    diff_ids = diff_ids_of(config, len(listed.layers))
+    paths = listed.layers or []
+    diff_ids = diff_ids_of(config, len(paths))
     layers = []
-    for diff_id, path in zip(diff_ids, listed.layers, strict=True):
+    for diff_id, path in zip(diff_ids, paths, strict=True):
         size = files.size(path)
         layers.append(FoundLayer(diff_id, size or 0, _plain_opener(files, path)))
-    names = [references.normalize(name) for name in listed.repo_tags or ()]
-    return FoundImage(digest_of(config), config, names, layers)
+    return FoundImage(digest_of(config), config, _usable(listed.repo_tags or ()), layers)
 
 
 def _plain_opener(files: Files, path: str) -> Callable[[], Blob]:
@@ -368,40 +380,7 @@ def _document(files: Files, path: str) -> bytes:
 def diff_ids_of(config: bytes, layers: int) -> list[Digest]:
     """Return the diffIDs that a configuration speaks of, which must be as many as there are layers."""
     parsed = documents.decode(config, ImageConfig, "the image's configuration")
-    diff_ids = [parse_digest(diff_id) for diff_id in parsed.rootfs.diff_ids]
+    diff_ids = [parse_digest(diff_id) for diff_id in parsed.rootfs.diff_ids or ()]
     if len(diff_ids) != layers:
         raise ImageError(f"the image has {layers} layers, and its configuration speaks of {len(diff_ids)}")
     return diff_ids
-
-
-class VerifiedBlob:
-    """Stored bytes, which must have the right number and digest at their end."""
-
-    def __init__(self, file: IO[bytes], size: int, digest: Digest | None) -> None:
-        """Read `size` bytes of `file` from where it is; `digest` None: anything goes."""
-        self._file = file
-        self._left = size
-        self._digest = digest
-        self._hash = hashlib.sha256()
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes, none at the end.
-
-        Raises:
-            ImageError: it is cut short, or not what its digest says.
-        """
-        if not self._left:
-            return b""
-        piece = self._file.read(min(size, self._left))
-        if not piece:
-            raise ImageError("the archive is cut short")
-        self._left -= len(piece)
-        if self._digest is not None:
-            self._hash.update(piece)
-            if not self._left and self._hash.hexdigest() != hexadecimal(self._digest):
-                raise ImageError(f"blob {self._digest} isn't what its digest says: it is damaged")
-        return piece
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()

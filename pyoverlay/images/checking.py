@@ -33,6 +33,9 @@ _TYPES: Final = {
     "block device": stat.S_IFBLK,
     "fifo": stat.S_IFIFO,
 }
+_ACCESS_LIST: Final = b"system.posix_acl_access"
+_SMALLEST_ACCESS_LIST: Final = 4 + 3 * 8
+"""Bytes of a list with owner, group and others alone (include/uapi/linux/posix_acl_xattr.h)."""
 _KEPT_TIMES: Final = range(-(2**31) * 10**9, 2**34 * 10**9)
 """Nanoseconds that every file system keeps; ext4 and others cut what is beyond (struct inode's 34 bits)."""
 
@@ -141,7 +144,9 @@ class _Comparison:
             yield "set of extended attributes"
 
     def _other_status(self, status: os.stat_result, entry: Entry) -> Iterator[str]:
-        if entry.kind != "symlink" and stat.S_IMODE(status.st_mode) != self._may.mode(entry):
+        # An access control list has the last word about the lower bits, and is compared itself.
+        compared = 0o7000 if _ACCESS_LIST in self._may.xattrs(entry) else 0o7777
+        if entry.kind != "symlink" and (status.st_mode ^ self._may.mode(entry)) & compared:
             yield "mode"
         if entry.kind in ("character device", "block device") and status.st_rdev != os.makedev(*entry.device):
             yield "device number"
@@ -177,6 +182,9 @@ class _Comparison:
             found = {name: os.getxattr(place, name, follow_symlinks=False) for name in names}
         finally:
             os.close(directory)
+        if _ACCESS_LIST not in found and len(wanted.get(_ACCESS_LIST, b"")) == _SMALLEST_ACCESS_LIST:
+            # One that says what a mode can say becomes the mode (fs/posix_acl.c: posix_acl_equiv_mode).
+            del wanted[_ACCESS_LIST]
         return found == wanted
 
     def _look_for_others(self, devices: set[bytes]) -> None:

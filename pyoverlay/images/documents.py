@@ -1,7 +1,7 @@
 """What do the JSON documents of images say?  Indexes, manifests, configurations, docker's list of images.
 
 Only what is used is named; what else they hold stays in the documents' own bytes, which are never written
-anew.
+anew. Programs in Go write an empty list as null.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Manifest(msgspec.Struct, rename="camel", omit_defaults=True):
 
     schema_version: int
     config: Descriptor
-    layers: list[Descriptor]
+    layers: list[Descriptor] | None
     media_type: str | None = None
 
 
@@ -71,7 +71,7 @@ class ListedImage(msgspec.Struct, rename="pascal"):
     """An image in a docker-archive's manifest.json."""
 
     config: str
-    layers: list[str]
+    layers: list[str] | None = None
     repo_tags: list[str] | None = None
 
 
@@ -79,7 +79,7 @@ class RootFS(msgspec.Struct):
     """The diffIDs of an image's layers, the lowest first."""
 
     type: str = "layers"
-    diff_ids: list[str] = []
+    diff_ids: list[str] | None = None
 
 
 class History(msgspec.Struct, omit_defaults=True):

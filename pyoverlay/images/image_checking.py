@@ -36,7 +36,7 @@ def check_image(store: Store, image_id: Digest) -> list[str]:
     if digest_of(config) != image_id:
         return ["its configuration was changed"]
     problems = [f"layer {layer} is missing" for layer in layers if store.record_of(layer) is None]
-    if store.config(image_id).rootfs.diff_ids != layers:
+    if (store.config(image_id).rootfs.diff_ids or []) != layers:
         problems.append("its configuration speaks of other layers")
     if problems:
         return problems

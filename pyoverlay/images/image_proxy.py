@@ -19,11 +19,12 @@ import subprocess
 from typing import IO, Any, Final, cast
 
 from pyoverlay.images import documents
-from pyoverlay.images.archives import FoundImage, FoundLayer, VerifiedBlob, diff_ids_of
+from pyoverlay.images.archives import FoundImage, FoundLayer, diff_ids_of
 from pyoverlay.images.digests import digest_of, parse_digest
 from pyoverlay.images.documents import Descriptor, Manifest
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.limits import MAX_DOCUMENT
+from pyoverlay.images.verified_blob import VerifiedBlob
 
 _MAX_MESSAGE: Final = 32 * 1024
 """Bytes in one message of the protocol."""
@@ -56,9 +57,10 @@ def find_image(program: str, source: str, names: list[str]) -> FoundImage:
         stream.close()
     manifest = documents.decode(data, Manifest, "the manifest")
     config = _config(program, source)
+    descriptors = manifest.layers or []
     layers = [
         FoundLayer(diff_id, layer.size, functools.partial(_open_layer, program, source, layer))
-        for diff_id, layer in zip(diff_ids_of(config, len(manifest.layers)), manifest.layers, strict=True)
+        for diff_id, layer in zip(diff_ids_of(config, len(descriptors)), descriptors, strict=True)
     ]
     return FoundImage(digest_of(config), config, names, layers)
 

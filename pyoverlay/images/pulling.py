@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyoverlay.images import archives, image_proxy, loading, references
+from pyoverlay.images.digests import parse_digest
 from pyoverlay.images.errors import ImageError
 from pyoverlay.images.image_proxy import UnsuitableError
 from pyoverlay.images.limits import Limits
@@ -89,7 +90,12 @@ def full_reference(reference: str) -> str:
     transport = reference.partition(":")[0]
     if transport in _TRANSPORTS and ":" in reference:
         return reference
-    return f"docker://{references.normalize(reference)}"
+    name, at, digest = reference.partition("@")
+    full = references.normalize(name)
+    if at:
+        # As for docker, the tag says nothing beside a digest; skopeo refuses both.
+        return f"docker://{references.split_tag(full)[0]}@{parse_digest(digest)}"
+    return f"docker://{full}"
 
 
 def names_of(source: str) -> list[str]:

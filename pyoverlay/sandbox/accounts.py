@@ -13,6 +13,7 @@ from pyoverlay.sandbox.command import SandboxError
 
 MAXIMUM_ID: Final = 2**31 - 1
 """What docker takes at most."""
+_DIGITS: Final = len(str(MAXIMUM_ID))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,9 @@ def _find_group(text: str, lines: Iterable[str]) -> int:
 def _number(text: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         return None
-    number = int(text)
-    if number > MAXIMUM_ID:
-        raise SandboxError(f"{text} is no user or group: ids go up to {MAXIMUM_ID}")
+    number = _id(text)
+    if number is None:
+        raise SandboxError(f"{text[:100]} is no user or group: ids go up to {MAXIMUM_ID}")
     return number
 
 
@@ -125,5 +126,8 @@ def _fields(lines: Iterable[str], least: int) -> Iterator[list[str]]:
 
 
 def _id(text: str) -> int | None:
-    """Read a file's id; None when it is none, as in a damaged line, which counts for nothing."""
-    return int(text) if text.isascii() and text.isdigit() else None
+    """Read an id; None when it is none, as in a file's damaged line, which counts for nothing."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    digits = text.lstrip("0") or "0"
+    return int(digits) if len(digits) <= _DIGITS and int(digits) <= MAXIMUM_ID else None

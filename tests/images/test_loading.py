@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyoverlay.images import catalogue, checking, inspecting, pulling, saving
+from pyoverlay.images import catalogue, checking, image_checking, inspecting, pulling, saving
 from pyoverlay.images.compression import Compression
 from pyoverlay.images.digests import Digest, digest_of
 from pyoverlay.images.errors import ImageError
@@ -30,7 +30,7 @@ from tests.images.making import (
     write_layout,
 )
 from tests.images.storing import Watched, load
-from tests.mount.command import PYOVERLAY, environment, pyoverlay, succeed
+from tests.mount.command import PYOVERLAY, environment, fail, pyoverlay, succeed
 
 BASE = simple_layer("base/a", "base/b", content=b"x" * 100_000)
 TOP = LayerTar().add(".wh.base").add("top", b"t" * 5000).link("link", "top").bytes()
@@ -187,6 +187,31 @@ def test_a_name_moves_to_the_image_that_takes_it(base: Path, store: Store) -> No
     removed = catalogue.prune(store)
     assert removed.images == [old.image_id]
     assert store.layers() == [sha256(TOP)]
+
+
+@pytest.mark.parametrize("name", ["docker.io/library/made@sha256:" + "0" * 64, "UPPER/Case:1", "a b:1"])
+def test_an_image_whose_own_name_is_none_has_its_id(name: str, base: Path, store: Store) -> None:
+    image = Image([simple_layer("a")], name)
+    for number, source in enumerate(
+        (write_layout(base / "layout", image), write_docker_archive(base / "docker.tar", image))
+    ):
+        (loaded,), _ = load(Store(base / f"store{number}"), source)
+        assert (loaded.image_id, loaded.names) == (image.image_id, [])
+
+
+@pytest.mark.parametrize("layers", ["null", "[]"])
+def test_an_image_without_layers(layers: str, base: Path, store: Store) -> None:
+    image = Image([], config={"rootfs": {"type": "layers", "diff_ids": json.loads(layers)}})
+    listed = f'[{{"Config": "config", "RepoTags": null, "Layers": {layers}}}]'
+    (base / "docker").mkdir()
+    (base / "docker/config").write_bytes(image.config_bytes())
+    (base / "docker/manifest.json").write_text(listed)
+    (loaded,), _ = load(store, base / "docker")
+    assert loaded.image_id == image.image_id
+    assert image_checking.check_image(store, loaded.image_id) == []
+    assert inspecting.inspect(store, loaded.image_id)["RootFS"]["Layers"] == []
+    line = fail(pyoverlay("container", "run", "--root", store.root, image.image_id[7:19]))
+    assert "has no layers" in line
 
 
 def test_inspect_is_in_docker_s_words(base: Path, store: Store) -> None:

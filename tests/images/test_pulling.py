@@ -45,6 +45,16 @@ def test_a_registry_s_image(registry: tuple[str, list[str]], store: Store) -> No
     assert processes_naming("experimental-image-proxy") == []
 
 
+def test_an_image_is_pulled_by_its_digest(registry: tuple[str, list[str]], base: Path, store: Store) -> None:
+    address, _ = registry
+    index = json.loads((base / "layout/index.json").read_text())
+    digest = index["manifests"][0]["digest"]
+    (image,) = pulling.pull(store, f"{address}/team/app:v1@{digest}", Watched(), Limits())
+    assert (image.image_id, image.names) == (IMAGE.image_id, [])
+    with pytest.raises(ImageError, match="no sha256 digest"):
+        pulling.pull(store, "alpine@sha256:1", Watched(), Limits())
+
+
 def test_what_is_here_is_not_fetched(registry: tuple[str, list[str]], base: Path, store: Store) -> None:
     address, asked = registry
     load(store, write_layout(base / "other", Image([LOW], "localhost/other:1")))

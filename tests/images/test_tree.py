@@ -85,6 +85,26 @@ def test_the_picture(changes: ImageChanges, store: Store) -> None:
     assert [layer["DiffId"] for layer in data["Layers"]] == IMAGE.diff_ids
 
 
+def test_no_name_speaks_to_the_terminal(base: Path, store: Store) -> None:
+    name = "\udcff\x1b[31mred\nline"
+    layers = [LayerTar().add(name, content).bytes() for content in (b"old", b"newer")]
+    history = [{"created_by": "\x1b]0;title\x07"}] * 2
+    load(store, write_layout(base / "layout", Image(layers, config={"history": history})))
+    drawn = succeed(pyoverlay("image", "tree", "--root", store.root, "made:1")).decode()
+    told = succeed(pyoverlay("image", "history", "--root", store.root, "made:1")).decode()
+    assert "/\\xff\\x1b[31mred\\nline  in " in drawn
+    assert "\\x1b]0;title\\x07" in drawn
+    assert "\\x1b]0;title\\x07" in told
+    assert "\x1b" not in drawn + told
+
+
+def test_no_column_is_cut_where_no_terminal_is(base: Path, store: Store) -> None:
+    name = f"registry.example.org/{'project/' * 15}image:tag"
+    load(store, write_layout(base / "layout", Image([LOW], name)))
+    line = succeed(pyoverlay("image", "list", "--root", store.root)).decode().splitlines()[1]
+    assert line.split()[:2] == name.rsplit(":", 1)
+
+
 def test_the_most_names_are_drawn_and_the_rest_counted(base: Path, store: Store) -> None:
     layer = LayerTar()
     for number in range(20):

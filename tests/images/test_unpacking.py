@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -150,6 +151,50 @@ def test_names_that_are_any_bytes(base: Path) -> None:
         layer.add(name.decode("utf-8", "surrogateescape"), name)
     apply(layer.bytes(), base / "layer")
     assert sorted(os.listdir(os.fsencode(base / "layer"))) == sorted(names)
+
+
+ACCESS_LISTS = {
+    "that is a mode": ((0x01, 6), (0x04, 4), (0x20, 4)),
+    "with a mask": ((0x01, 6), (0x02, 7), (0x04, 4), (0x10, 7), (0x20, 4)),
+}
+"""Tags and permissions: owner, a user, group, mask, others (linux/posix_acl.h)."""
+
+
+@pytest.mark.parametrize("kind", ACCESS_LISTS)
+def test_an_access_control_list_is_no_damage(kind: str, base: Path, store: Store) -> None:
+    packed = struct.pack("<I", 2)
+    for tag, bits in ACCESS_LISTS[kind]:
+        packed += struct.pack("<HHI", tag, bits, 5 if tag == 0x02 else 0xFFFFFFFF)
+    record = pax_record(b"SCHILY.xattr.system.posix_acl_access", packed)
+    layer = LayerTar().raw(pax_header(record)).add("file", mode=0o640).bytes()
+    load(store, write_layout(base / "layout", Image([layer])))
+    diff_id = Digest(sha256(layer))
+    assert checking.check_layer(store, diff_id) == []
+    file = store.layer_directory(diff_id) / "file"
+    times = file.stat().st_mtime_ns
+    os.setxattr(file, "system.posix_acl_access", packed[:4] + packed[4:].replace(b"\x06\0", b"\x07\0"))
+    os.utime(file, ns=(times, times))
+    expected = (
+        [] if kind == "that is a mode" else ["/file has another set of extended attributes than it had"]
+    )
+    assert checking.check_layer(store, diff_id) == expected
+
+
+@pytest.mark.parametrize("what", ["mount point", "where one is"])
+def test_a_directory_that_can_not_be_replaced(what: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = base / "place"
+    place.mkdir()
+    if what == "mount point":
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    else:
+        monkeypatch.chdir(place)
+    try:
+        with pytest.raises(ImageError, match="can't be replaced"):
+            apply(LayerTar().add("a").bytes(), place)
+    finally:
+        if what == "mount point":
+            subprocess.run(["umount", place], check=True)
+    assert list(base.iterdir()) == [place]
 
 
 def test_a_deep_tree(base: Path) -> None:

@@ -99,6 +99,8 @@ PASSWD = [
     "1234:x:7:8::/:/bin/sh\n",
     "redis:x:5:5::/second:/bin/sh\n",
     "bad:x:no:5::/:\n",
+    "beyond:x:4294967297:5::/:\n",
+    f"endless:x:{'9' * 5000}:5::/:\n",
 ]
 GROUP = [
     "root:x:0:\n",
@@ -107,6 +109,7 @@ GROUP = [
     "tty:x:5:other\n",
     "wheel:x:10:root\n",
     "short:x:1\n",
+    "beyond:x:4294967297:\n",
 ]
 
 
@@ -144,6 +147,10 @@ def test_root_is_there_without_any_file() -> None:
         ("2147483648", "go up to"),
         ("0:99999999999", "go up to"),
         ("-1", "no user '-1'"),
+        ("9" * 5000, "go up to"),
+        ("beyond", "no user 'beyond'"),
+        ("endless", "no user 'endless'"),
+        ("0:beyond", "no group 'beyond'"),
         ("²", "no user"),
     ],
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyoverlay.images.limits import Limits
     from pyoverlay.images.store import Store
 
+_NOBODYS_WIDTH = 1 << 14
 COMPRESSIONS = ("none", "gzip", "zstd")
 
 
@@ -63,14 +64,23 @@ def console() -> Console:
 
     if sys.stdout.isatty():
         return Console(highlight=False)
-    return Console(highlight=False, color_system=None, width=120)
+    # Whatever reads it wants all of a line.
+    return Console(highlight=False, color_system=None, width=_NOBODYS_WIDTH)
+
+
+def printable(text: str) -> str:
+    """Return a text that says nothing to a terminal but itself, on one line: an image may hold any name."""
+    readable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in readable
+    )
 
 
 def size_text(size: int) -> str:
     """Return a size as docker writes it: in powers of 1000, with three digits."""
     value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5 or unit == "GB":
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if value < 999.5 or unit == "PB":
             return f"{value:.3g}{unit}"
         value /= 1000
     raise AssertionError("unreachable")

@@ -160,5 +160,5 @@ def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
             justify="right" if column in ("SIZE", "LAYERS") else "left",
         )
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(arguments.printable(cell)) for cell in row))
     arguments.console().print(table)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pyoverlay.cli.images import arguments
-from pyoverlay.cli.images.arguments import parser, size_text
+from pyoverlay.cli.images.arguments import parser, printable, size_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -129,7 +129,7 @@ class _Drawing:
             label.append(f"  ({size_text(layer.hidden)} hidden by upper layers)", style="red")
         branch = self.tree.add(label)
         if command:
-            branch.add(self._text(" ".join(command.split())[:90], style="dim"))
+            branch.add(self._text(printable(" ".join(command.split())[:90]), style="dim"))
         root = _Node()
         for change in layer.changes:
             node = root
@@ -150,8 +150,7 @@ class _Drawing:
             branch.add(self._text(f"... {len(named) - self._most} more, {size_text(size)}", style="dim"))
 
     def _label(self, name: str, node: _Node, *, counted: bool) -> Text:
-        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        label = self._text(f"{node.kind or ' '} {shown}", style=_STYLES.get(node.kind, ""))
+        label = self._text(f"{node.kind or ' '} {printable(name)}", style=_STYLES.get(node.kind, ""))
         if node.below:
             label.append("/")
         details = []
@@ -175,4 +174,4 @@ class _Drawing:
     def _waste(self, waste: Waste, changes: ImageChanges) -> Text:
         has, hides = (changes.layers[number].layer.partition(":")[2][:12] for number in waste.layers)
         word = "deleted" if waste.kind == "D" else "replaced"
-        return self._text(f"{size_text(waste.size)}  {waste.path}  in {has}, {word} by {hides}")
+        return self._text(f"{size_text(waste.size)}  {printable(waste.path)}  in {has}, {word} by {hides}")

@@ -146,6 +146,8 @@ class Containers:
         with contextlib.ExitStack() as resources:
             with self.store.adding(), self._changing():
                 layers = inspecting.layers_of(self.store, image_id)
+                if not layers:
+                    raise ContainerError(f"image {image} has no layers: there is nothing in it to run")
                 config = self.store.config_bytes(image_id)
                 record = ContainerRecord(
                     name=self._free_name(name, image),

@@ -1,4 +1,4 @@
-"""What does a person type, and what is shown while it runs? The commands run, report and compare."""
+"""What does a person type, and what is shown while it runs? The commands run, report, targets and compare."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from bench import kernel, machine
 from bench.comparison import compare
 from bench.errors import BenchError
+from bench.estimate import estimate
 from bench.report import insert_report, write_report
 from bench.results import KERNEL, Results, SystemFacts, WorkloadFacts
-from bench.runner import Planned, Runner, rounds_of
+from bench.runner import Planned, Runner, plan, reason_against, rounds_of
 from bench.systems import System, choose
+from bench.tables import TARGETS_HEADING, target_rows, targets_summary
+from bench.targets import Verdict
 from bench.workloads.catalogue import ALL
 from bench.workloads.workload import GROUPS, Scale, Workload
+
+_WIDTH_OF_FILES = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", type=Path, metavar="RESULTS.json")
     report.add_argument("--into", type=Path, metavar="PAGE.md", help="put the tables into this page, too")
     report.set_defaults(command=_report)
+    targets = commands.add_parser("targets", help="say whether a run reached what is to be reached")
+    targets.add_argument("results", type=Path, metavar="RESULTS.json")
+    targets.set_defaults(command=_targets)
     compare = commands.add_parser("compare", help="say what moved beyond noise between two runs")
     compare.add_argument("old", type=Path, metavar="OLD.json")
     compare.add_argument("new", type=Path, metavar="NEW.json")
@@ -107,6 +117,7 @@ def _run(parsed: argparse.Namespace) -> int:
     results = _results(parsed, scale, systems, workloads)
     rounds = {workload.name: rounds_of(workload, parsed.repeat, scale) for workload in workloads}
     results.rounds.update(rounds)
+    _say_how_long(results, workloads, systems, rounds, scale)
     signal.signal(signal.SIGTERM, _interrupt)
     kernel.enter_private_mount_namespace()
     kernel.adopt_orphans()
@@ -121,6 +132,29 @@ def _run(parsed: argparse.Namespace) -> int:
         runner.close()
         results.save(parsed.out)
     return _summary(results, parsed.out)
+
+
+def _say_how_long(
+    results: Results, workloads: list[Workload], systems: list[System], rounds: dict[str, int], scale: Scale
+) -> None:
+    trials = [
+        (workload.name, planned.system.name)
+        for workload in workloads
+        for planned in plan(workload, systems, rounds[workload.name])
+        if reason_against(workload, planned.system) is None
+        and not results.done(workload.name, planned.system.name, planned.round)
+    ]
+    print(_estimated(trials, scale), file=sys.stderr)
+
+
+def _estimated(trials: list[tuple[str, str]], scale: Scale) -> str:
+    """Return how long trials will take, by the run of this scale that was kept, if there is one."""
+    kept = Path(__file__).parent / "results" / f"{scale.value}.json"
+    try:
+        earlier = Results.load(kept)
+    except BenchError:
+        earlier = Results()
+    return estimate(trials, earlier).said(kept.name)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -248,10 +282,32 @@ def _compare(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _targets(parsed: argparse.Namespace) -> int:
+    results = Results.load(parsed.results)
+    table = Table(*TARGETS_HEADING, box=box.SIMPLE_HEAD)
+    for row in target_rows(results):
+        table.add_row(*row, style="bold" if row[-1] == Verdict.MISSED.value else None)
+    console = Console()
+    if not console.is_terminal:
+        # Else lines are broken for a terminal that isn't there.
+        console = Console(width=_WIDTH_OF_FILES)
+    console.print(table)
+    print(targets_summary(results))
+    return 0
+
+
 def _list(_parsed: argparse.Namespace) -> int:
     for workload in ALL.values():
         marks = "".join(f", {mark}" for mark in ("heavy", "quick") if getattr(workload, mark))
         print(f"{workload.group:9} {workload.name:28} {workload.title} [{workload.caches.value}{marks}]")
-    for system in choose(None, []):
+    systems = choose(None, [])
+    for system in systems:
         print(f"{'system':9} {system.name:28} {system.command_shown()}")
+    trials = [
+        (workload.name, planned.system.name)
+        for workload in ALL.values()
+        for planned in plan(workload, systems, rounds_of(workload, None, Scale.FULL))
+        if reason_against(workload, planned.system) is None
+    ]
+    print(f"All of it: {_estimated(trials, Scale.FULL)}.")
     return 0

@@ -9,6 +9,7 @@ from bench.ratios import Spread
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 TO = "\N{EN DASH}"
+NONE = "\N{EM DASH}"
 
 # An underscore within a word is none of GitHub's markup.
 _MARKUP = re.compile(r"[\\`*\[\]<>|]|\b_|_\b")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from bench.results import FAILED, HUNG, KERNEL, NOT_APPLICABLE, OK, Measurement, Results
+from bench.results import FAILED, HUNG, KERNEL, NOT_APPLICABLE, OK, Results
 from bench.workloads.workload import Unit
 
 MOVED_AT_LEAST = 1.05
@@ -98,8 +98,8 @@ def cell(results: Results, workload: str, figure: str, system: str) -> Cell:
     """Return what the rounds of a workload on a system say of one of its figures."""
     trials = results.of(workload, system)
     unit = results.workloads[workload].figures[figure]
-    values = _by_round(trials, figure)
-    kernel = _by_round(results.of(workload, KERNEL), figure)
+    values = figures_by_round(results, workload, figure, system)
+    kernel = figures_by_round(results, workload, figure, KERNEL)
     ratios = [times_worse(values[number], kernel[number], unit) for number in values if number in kernel]
     found = [ratio for ratio in ratios if ratio is not None]
     return Cell(
@@ -111,10 +111,11 @@ def cell(results: Results, workload: str, figure: str, system: str) -> Cell:
     )
 
 
-def _by_round(trials: list[Measurement], figure: str) -> dict[int, float]:
+def figures_by_round(results: Results, workload: str, figure: str, system: str) -> dict[int, float]:
+    """Return the figure of each round that has one."""
     return {
         trial.round: trial.figures[figure]
-        for trial in trials
+        for trial in results.of(workload, system)
         if trial.outcome == OK and figure in trial.figures
     }
 

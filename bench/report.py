@@ -26,7 +26,16 @@ The word after the unit says what the caches held when measuring began: *cold*, 
 done once before; *as written*, left as the preparation of the work left them. *native* is a plain
 directory that holds the merged tree: the floor, not a competitor. The systems took turns in each
 round, on freshly mounted layers with an empty upper. A trial that failed or hung keeps its place,
-with the message below the table.""".replace("TIMES", notation.TIMES)
+with the message below the table; so does, as \N{EM DASH}, one that was left out.""".replace(
+    "TIMES", notation.TIMES
+)
+
+_TARGETS = """\
+Each bar says how many times worse than another system a figure of ours may be at most, or how much it
+may be itself. What was measured is the median of the rounds' ratios, with smallest and largest; the
+median decides. At most TIMES0.50 is half of the time; at most TIMES1.11 is 0.9 of the throughput.""".replace(
+    "TIMES", notation.TIMES
+)
 
 _DAEMON_CPU = """\
 User and system time of the daemon's processes while the work was measured, median of the rounds."""
@@ -114,6 +123,7 @@ def _page(results: Results, name: str, shown: set[str]) -> str:
         ["## Systems", "", *_systems(results)],
         ["## How to read it", "", _HOW_TO_READ],
         _image(name, "Overview", shown),
+        _targets(results),
         _section("Farthest behind kernel overlay", "", tables.worst_table(results)),
         *(_group_section(results, name, group, found, shown) for group, found in _groups(results).items()),
         _section("CPU seconds of the daemons", _DAEMON_CPU, tables.daemon_cpu_table(results)),
@@ -147,6 +157,11 @@ def _head(results: Results) -> list[str]:
     facts["trials"] = _trials(results)
     rows = [[word, notation.escaped(text)] for word, text in facts.items()]
     return notation.table(["taken on", ""], rows, "ll")
+
+
+def _targets(results: Results) -> list[str]:
+    text = f"{_TARGETS}\n\n{tables.targets_summary(results)}"
+    return _section("What is to be reached", text, tables.targets_table(results))
 
 
 def _rounds(results: Results) -> str:

@@ -7,12 +7,14 @@ stands below it.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from bench import notation
 from bench.ratios import Cell, Spread, cell
 from bench.requests import TOO_MANY
 from bench.results import FAILED, HUNG, KERNEL, NOT_APPLICABLE, OK, Measurement, Results, WorkloadFacts
+from bench.targets import Judgement, Verdict, judge
 
 _OPCODES_SHOWN = 4
 _WORST_SHOWN = 5
@@ -60,7 +62,9 @@ def _figure_cell(results: Results, workload: str, figure: str, system: str, foot
     mark = "".join(footnotes.refer(remark) for remark in remarks)
     if found.values is None:
         # A trial that is ok may still lack one of its figures.
-        word = found.verdict if found.verdict not in (OK, "") else "not measured"
+        word = {OK: "not measured", "": "not measured", NOT_APPLICABLE: notation.NONE}.get(
+            found.verdict, found.verdict
+        )
         return word + mark
     if found.ratio is None:
         return (
@@ -133,6 +137,59 @@ def _worst(results: Results, system: str) -> list[str]:
                 found.append((ratio.median, f"{name} {notation.ratio(ratio.median)}"))
     found.sort(key=lambda pair: -pair[0])
     return [text for _, text in found[:_WORST_SHOWN]]
+
+
+TARGETS_HEADING = ("what", "work", "system", "against", "at most", "measured", "")
+
+
+def target_rows(results: Results) -> list[list[str]]:
+    """Return what was reached, a row for each bar; what a line is about stands in its first row only."""
+    rows, before = [], ""
+    for judgement in judge(results):
+        target = judgement.target
+        work = target.workload + (f" {target.figure}" if target.figure else "")
+        work += f" / {target.grown_from}" if target.grown_from else ""
+        rows.append(
+            [
+                target.line if target.line != before else "",
+                work,
+                target.system,
+                target.against or "",
+                notation.ratio(target.at_most)
+                if target.against
+                else f"{notation.number(target.at_most)} {judgement.unit}",
+                _judged(judgement),
+                judgement.verdict.value,
+            ]
+        )
+        before = target.line
+    return rows
+
+
+def _judged(judgement: Judgement) -> str:
+    if judgement.measured is None:
+        return ""
+    if judgement.target.against:
+        return notation.spread_of_ratios(judgement.measured)
+    return notation.spread_of_values(judgement.measured)
+
+
+def targets_table(results: Results) -> list[str]:
+    """Return the rows of what was reached as a table, [] if nothing of it was measured."""
+    rows = target_rows(results)
+    if all(row[-1] == Verdict.UNKNOWN.value for row in rows):
+        return []
+    for row in rows:
+        row[1] = " / ".join(f"`{name}`" for name in row[1].split(" / "))
+        row[-1] = f"**{row[-1]}**" if row[-1] == Verdict.MISSED.value else row[-1]
+    return notation.table(TARGETS_HEADING, rows, "llllrrl")
+
+
+def targets_summary(results: Results) -> str:
+    """Return how many bars were reached, in a sentence."""
+    verdicts = Counter(judgement.verdict for judgement in judge(results))
+    counts = ", ".join(f"{verdicts[verdict]} {verdict.value}" for verdict in Verdict if verdicts[verdict])
+    return f"{verdicts.total()} bars: {counts}."
 
 
 def daemon_cpu_table(results: Results) -> list[str]:

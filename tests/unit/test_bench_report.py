@@ -84,7 +84,7 @@ def test_failures_keep_their_place_with_the_message_below() -> None:
         r"of 5 rounds 1 hung: no \*answer\* at all",
         "the ratio leaves out 2 of 5 rounds, in which either side failed",
     ]
-    assert row["unfit"].startswith("not applicable<sup>") and said("unfit") == ["nothing below"]
+    assert row["unfit"].startswith(f"{notation.NONE}<sup>") and said("unfit") == ["nothing below"]
     assert said("short") == ["3 of 5 rounds were run"]
     assert said("kernel") == [r"of 5 rounds 1 failed: no \| space"]
 

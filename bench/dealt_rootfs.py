@@ -75,7 +75,8 @@ def _as_in_tree(tree: Path, path: str, directories: dict[str, str]) -> str:
     parent, _, name = path.rpartition("/")
     if parent not in directories:
         directories[parent] = os.path.relpath(os.path.realpath(tree / parent), tree)
-    return os.path.normpath(f"{directories[parent]}/{name}") if name else ""
+    # dpkg's lists name the root, too: "/."
+    return os.path.normpath(f"{directories[parent]}/{name}") if name not in ("", ".") else ""
 
 
 def _add_with_directories(paths: set[str], path: str) -> None:

@@ -32,7 +32,7 @@ from pyoverlay.fuse.backings import Backings
 from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.files import OpenFile, is_for_writing
 from pyoverlay.overlay.filesystem import OverlayFilesystem
-from pyoverlay.overlay.node import NOT_WATCHED, OPEN_UNSEEN, PASSED, WRITTEN_UNSEEN, Node
+from pyoverlay.overlay.node import NOT_WATCHED, OPEN_UNSEEN, PASSED, WRITER_CAME, WRITTEN_UNSEEN, Node
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,10 @@ class Passthrough:
             self._supersede(nodeid)
 
     def _supersede(self, nodeid: int) -> None:
-        self._filesystem.nodes.supersede(self._filesystem.node(nodeid))
+        node = self._filesystem.node(nodeid)
+        self._filesystem.nodes.supersede(node)
+        # Who was sent back isn't sent back again, whoever opens the file before.
+        node.unseen |= WRITER_CAME
         self._invalidate_attributes(nodeid)
 
     # When it is open
@@ -167,7 +170,9 @@ class Passthrough:
         node = file.node
         if node.upper is not None:
             return self._may_pass_upper(file)
-        return node.real.layer.cloned and (self._passes_all_lowers or _is_program_text(file))
+        if node.unseen & WRITER_CAME or not node.real.layer.cloned:
+            return False
+        return self._passes_all_lowers or _is_program_text(file)
 
     def _may_pass_upper(self, file: OpenFile) -> bool:
         if not file.writable:

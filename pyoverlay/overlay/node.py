@@ -25,6 +25,8 @@ LOWER_BIRTH_TOLD: Final = 8
 """The kernel was told when its lower was created, which it keeps until it asks for that again."""
 SUPERSEDED: Final = 16
 """The kernel knows it by two nodeids: what is changed by one is not known by the other."""
+WRITER_CAME: Final = 32
+"""Somebody came to write to it while the kernel read its lower by itself: that isn't done again."""
 NOT_WATCHED: Final = OPEN_UNSEEN | WRITTEN_UNSEEN
 
 _FILE_SYSTEM_SHIFT: Final = 56

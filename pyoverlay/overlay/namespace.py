@@ -218,7 +218,9 @@ class Namespace:
         status = created.status(descriptor)
         inode = self._lookup.numbers.number(created.layer, status.st_ino)
         if stat.S_ISDIR(status.st_mode):
-            node: Node = Directory(inode, created, ())
+            directory = Directory(inode, created, ())
+            directory.loaded = True  # nothing is in it that we don't know of
+            node: Node = directory
         else:
             node = Node(stat.S_IFMT(status.st_mode), inode, created, None)
         node.verified = True

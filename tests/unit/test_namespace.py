@@ -198,6 +198,24 @@ def test_mkdir_in_the_upper_alone_marks_nothing(stack: LayerDirectories, overlay
 # Linking
 
 
+@pytest.mark.parametrize("over_whiteout", [False, True])
+def test_a_new_directory_is_known_to_be_empty(
+    stack: LayerDirectories, overlay: Vfs, over_whiteout: bool
+) -> None:
+    if over_whiteout:
+        make_file(stack.lower / "new" / "hidden")
+        overlay.unlink(b"new/hidden")
+        overlay.rmdir(b"new")
+    overlay.mkdir(b"new")
+    directory = overlay.directory(b"new")
+    before = overlay.stack.operations()
+    with fails_with(errno.ENOENT):
+        overlay.fs.lookup(directory.nodeid, b"hidden")
+    assert overlay.stack.operations() == before
+    overlay.create(b"new/file")
+    assert overlay.names(b"new") == [b"file"]
+
+
 def test_a_link_to_a_lower_file_copies_it_once(stack: LayerDirectories, overlay: Vfs) -> None:
     make_file(stack.lower / "file", "content")
     node = overlay.link(b"file", b"second")

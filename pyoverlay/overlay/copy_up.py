@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pyoverlay.layers import marks, syscalls
@@ -203,7 +203,7 @@ class CopyUps:
         self.ownership.set_owner(prepared, status.st_uid, status.st_gid)
         if not stat.S_ISLNK(status.st_mode):
             prepared.set_mode(stat.S_IMODE(status.st_mode))
-        for name in self.kept_attributes(lower):
+        for name in self.kept(lower.list_attributes()):
             with _tolerating(name):
                 prepared.set_attribute(name, lower.attribute(name))
         if has_origin:
@@ -221,9 +221,8 @@ class CopyUps:
             raise error(errno.EROFS)
         return work
 
-    def kept_attributes(self, lower: LayerObject) -> list[bytes]:
-        """Return the names of the attributes that a copy gets: all but the overlay's own."""
-        names = lower.list_attributes()
+    def kept(self, names: Iterable[bytes]) -> list[bytes]:
+        """Return those of the names of attributes that a copy gets: all but the overlay's own."""
         return [name for name in names if self._is_kept(name)]
 
     def _is_kept(self, name: bytes) -> bool:
@@ -329,7 +328,7 @@ class CopyUp:
     def _open(self) -> None:
         self._source = self._lower.open(os.O_RDONLY)
         self._status = self._original.status()
-        self._attributes = self._owner.kept_attributes(self._lower)
+        self._attributes = self._owner.kept(self._owner.lookup.attribute_names(self.node))
         self._protection = self._owner.protection.of(self.node)
         work = self._owner.work
         try:
@@ -441,6 +440,7 @@ def _copy_data(source: int, target: int, size: int, job: CopyUp) -> None:
         if failure.errno not in _NO_REFLINK:
             raise
     copy = _copy_range
+    position = 0
     for start, end in _extents(source, size):
         position = start
         while position < end:
@@ -455,7 +455,8 @@ def _copy_data(source: int, target: int, size: int, job: CopyUp) -> None:
             if copied == 0:
                 break
             position += copied
-    os.ftruncate(target, size)
+    if position < size:
+        os.ftruncate(target, size)  # it ends with a hole
 
 
 def _copy_range(source: int, target: int, position: int, length: int) -> int:

@@ -186,8 +186,14 @@ _ANY_SHAPE: Final = (IN_HEADER_SIZE, 0)
 _NAMES_OF_TWO_FILES: Final = frozenset({Opcode.RENAME, Opcode.RENAME2})
 _NAMES_OF_ATTRIBUTES: Final = frozenset({Opcode.GETXATTR, Opcode.REMOVEXATTR})
 _NO_FILE_NAMES: Final = frozenset({b"", b".", b".."})
+_ENDED_NO_FILE_NAMES: Final = frozenset({b"\0", b".\0", b"..\0"})
 _SIZED: Final = frozenset({Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS})
 _FORGET_ONE_SIZE: Final = 16
+# As plain numbers: they are compared once a request.
+_SETXATTR: Final = int(Opcode.SETXATTR)
+_TMPFILE: Final = int(Opcode.TMPFILE)
+_WRITE: Final = int(Opcode.WRITE)
+_BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
 
 
 class RequestHeader(NamedTuple):
@@ -260,22 +266,24 @@ def is_well_formed(opcode: int, message: Buffer, most: int) -> bool:
         return _has_names(opcode, bytes(message[minimum:]), names)
     if opcode in _SIZED:
         return _number(_U32, message, IN_HEADER_SIZE + 16) <= most
-    if opcode == Opcode.WRITE:
+    if opcode == _WRITE:
         return _number(_U32, message, IN_HEADER_SIZE + 16) <= len(message) - minimum
-    if opcode == Opcode.BATCH_FORGET:
+    if opcode == _BATCH_FORGET:
         return len(message) - minimum == _number(_U32, message, IN_HEADER_SIZE) * _FORGET_ONE_SIZE
     return True
 
 
 def _has_names(opcode: int, text: bytes, count: int) -> bool:
-    if opcode == Opcode.SETXATTR:
+    if opcode == _SETXATTR:
         return text.find(b"\0") > 0
     if not text.endswith(b"\0") or text.count(b"\0") != count:
         return False
     if opcode in _NAMES_OF_ATTRIBUTES:
         return len(text) > 1
+    if count == 1:
+        return opcode == _TMPFILE or not (b"/" in text or text in _ENDED_NO_FILE_NAMES)
     files = text[:-1].split(b"\0") if opcode in _NAMES_OF_TWO_FILES else [text[: text.index(b"\0")]]
-    return opcode == Opcode.TMPFILE or not any(name in _NO_FILE_NAMES or b"/" in name for name in files)
+    return not any(name in _NO_FILE_NAMES or b"/" in name for name in files)
 
 
 def reply_header(message: Buffer) -> ReplyHeader:

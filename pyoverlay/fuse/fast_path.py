@@ -13,7 +13,7 @@ import errno
 import logging
 import stat
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from pyoverlay.fuse import messages, wire
 from pyoverlay.fuse.answers import Answers, caller_of, change_of
@@ -33,6 +33,11 @@ from pyoverlay.overlay.filesystem import (
 log = logging.getLogger(__name__)
 
 Handler = Callable[[int, memoryview], Buffer]
+
+_SHORT: Final = 1024
+# As plain numbers: they are compared once a request.
+_FORGET: Final = int(Opcode.FORGET)
+_BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
 
 
 class Transport(Protocol):
@@ -119,12 +124,14 @@ class FastPath:
         finally:
             for moved in self._filesystem.take_copied_up():
                 self._transport.invalidate_attributes(moved)
-        return [wire.answer_header(unique, len(body)), body]
+        header = wire.answer_header(unique, len(body))
+        # One piece is written faster than two, unless it must be copied for that.
+        return [header + body] if len(body) < _SHORT else [header, body]
 
     def _take_back(self, opcode: int, nodeid: int, message: memoryview) -> list[Buffer] | None:
-        if opcode == Opcode.FORGET:
+        if opcode == _FORGET:
             self._filesystem.forget(nodeid, messages.NUMBER.unpack_from(message, messages.BODY)[0])
-        elif opcode == Opcode.BATCH_FORGET:
+        elif opcode == _BATCH_FORGET:
             first = messages.BODY + messages.COUNT.size
             for forgotten, lookups in messages.FORGET_ONE.iter_unpack(message[first:]):
                 self._filesystem.forget(forgotten, lookups)

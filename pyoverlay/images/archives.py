@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import posixpath
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
 
 from pyoverlay.images import documents, platforms, references
+from pyoverlay.images.archive_files import Archive, Directory, Files
 from pyoverlay.images.compression import Decompressed
 from pyoverlay.images.digests import Digest, digest_of, hexadecimal, parse_digest
 from pyoverlay.images.documents import Descriptor, ImageConfig, Index, ListedImage, Manifest
@@ -25,7 +24,6 @@ from pyoverlay.images.errors import ImageError, shown
 from pyoverlay.images.limits import MAX_DOCUMENT, Limits
 from pyoverlay.images.verified_blob import VerifiedBlob
 
-_MAX_MEMBERS: Final = 100_000
 _MAX_NESTING: Final = 4
 _PIECE: Final = 1 << 20
 _DIR_VERSION: Final = "version"
@@ -76,84 +74,6 @@ class FoundImage:
     layers: list[FoundLayer]
 
 
-class Files(Protocol):
-    """A directory, or an archive that is read as one."""
-
-    def size(self, path: str) -> int | None:
-        """Return the size of a file in bytes; None when there is none."""
-        ...
-
-    def open(self, path: str) -> IO[bytes]:
-        """Open a file that is there."""
-        ...
-
-
-class _Directory:
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def size(self, path: str) -> int | None:
-        try:
-            return (self._root / path).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def open(self, path: str) -> IO[bytes]:
-        return (self._root / path).open("rb")
-
-
-@dataclass
-class _Archive:
-    """The files of a plain tar, by name; links in it, as docker once wrote, lead to others of them."""
-
-    file: IO[bytes]
-    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        try:
-            with tarfile.open(fileobj=self.file, mode="r:", tarinfo=_LimitedInfo) as archive:
-                for member in archive:
-                    self.members[posixpath.normpath(member.name)] = member
-                    if len(self.members) > _MAX_MEMBERS:
-                        raise ImageError(f"it has more than {_MAX_MEMBERS} files: this is no image")
-        except (tarfile.TarError, OverflowError, ValueError) as error:
-            raise ImageError(f"this is no image archive: {error}") from error
-        except RecursionError as error:
-            # tarfile calls itself for every extended header.
-            raise ImageError("this is no image archive: a name in it has too many headers") from error
-
-    def _member(self, path: str) -> tarfile.TarInfo | None:
-        member = self.members.get(posixpath.normpath(path))
-        if member is not None and member.issym():
-            member = self.members.get(
-                posixpath.normpath(posixpath.join(posixpath.dirname(path), member.linkname))
-            )
-        if member is not None and member.islnk():
-            member = self.members.get(posixpath.normpath(member.linkname))
-        return member if member is not None and member.isreg() else None
-
-    def size(self, path: str) -> int | None:
-        member = self._member(path)
-        return None if member is None else member.size
-
-    def open(self, path: str) -> IO[bytes]:
-        member = self._member(path)
-        assert member is not None
-        # A descriptor of its own, as layers are read side by side.
-        file = open(f"/proc/self/fd/{self.file.fileno()}", "rb")  # noqa: SIM115 - closed by who reads
-        file.seek(member.offset_data)
-        return file
-
-
-class _LimitedInfo(tarfile.TarInfo):
-    """A header whose extensions can't be endless."""
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in b"LKxXg" and self.size > MAX_DOCUMENT:
-            raise tarfile.ReadError("a header is too long")
-        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
-
-
 @contextlib.contextmanager
 def open_images(source: str, scratch: Path, limits: Limits) -> Iterator[list[FoundImage]]:
     """Open the images in a file, a directory, or on standard input (``-``).
@@ -176,7 +96,7 @@ def open_images(source: str, scratch: Path, limits: Limits) -> Iterator[list[Fou
 
 def _open_files(source: str, scratch: Path, limits: Limits, resources: contextlib.ExitStack) -> Files:
     if source != "-" and os.path.isdir(source):
-        return _Directory(Path(source))
+        return Directory(Path(source))
     if source == "-":
         file: IO[bytes] = sys.stdin.buffer
     else:
@@ -188,7 +108,7 @@ def _open_files(source: str, scratch: Path, limits: Limits, resources: contextli
         compression = Decompressed(file).compression
         file.seek(0)
         if compression == "none":
-            return _Archive(file)
+            return Archive(file)
     stream = Decompressed(file)
     spool = resources.enter_context(tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115
     size = 0
@@ -198,7 +118,7 @@ def _open_files(source: str, scratch: Path, limits: Limits, resources: contextli
         spool.write(piece)
     spool.flush()
     spool.seek(0)
-    return _Archive(spool)
+    return Archive(spool)
 
 
 def find_images(files: Files, source_name: str) -> list[FoundImage]:
@@ -243,13 +163,22 @@ def _blob_path(digest: str) -> str:
 
 def _from_index(files: Files, index: Index, source_name: str) -> list[FoundImage]:
     found: dict[Digest, FoundImage] = {}
+    other: _NoImageError | None = None
     for descriptor in platforms.choose(index.manifests, by_name=True):
         names = _names(descriptor, source_name)
-        image = _described(files, _manifest(files, descriptor, 0), names)
+        try:
+            manifest = _manifest(files, descriptor, 0)
+        except _NoImageError as error:
+            # Signatures and the like lie beside the images that they are about.
+            other = error
+            continue
+        image = _described(files, manifest, names)
         if image.image_id in found:
             found[image.image_id].names.extend(names)
         else:
             found[image.image_id] = image
+    if other is not None and not found:
+        raise other
     return list(found.values())
 
 
@@ -290,6 +219,10 @@ def _usable(names: Sequence[str]) -> list[str]:
     return found
 
 
+class _NoImageError(ImageError):
+    """What a layout has besides images."""
+
+
 def _manifest(files: Files, descriptor: Descriptor, depth: int) -> Manifest:
     if descriptor.media_type in documents.INDEX_TYPES:
         if depth == _MAX_NESTING:
@@ -300,9 +233,13 @@ def _manifest(files: Files, descriptor: Descriptor, depth: int) -> Manifest:
             raise ImageError(f"it has no image for {platforms.this_machine()}")
         return _manifest(files, chosen[0], depth + 1)
     if descriptor.media_type not in documents.MANIFEST_TYPES:
-        raise ImageError(f"{shown(descriptor.media_type.encode())} is no kind of manifest that is known")
+        raise _NoImageError(f"{shown(descriptor.media_type.encode())} is no kind of manifest that is known")
     what = f"manifest {descriptor.digest}"
-    return documents.decode(_blob_document(files, descriptor), Manifest, what)
+    manifest = documents.decode(_blob_document(files, descriptor), Manifest, what)
+    config_type = manifest.config.media_type
+    if config_type not in documents.CONFIG_TYPES:
+        raise _NoImageError(f"{what} is no image's: its configuration is {shown(config_type.encode())}")
+    return manifest
 
 
 def _blob_document(files: Files, descriptor: Descriptor, path_of: PathOf = _blob_path) -> bytes:

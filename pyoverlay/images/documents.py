@@ -29,6 +29,13 @@ MANIFEST_TYPES: Final = (
 )
 MANIFEST_TYPE: Final = MANIFEST_TYPES[0]
 CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
+CONFIG_TYPES: Final = (
+    CONFIG_TYPE,
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+)
+"""What an image's configuration calls itself; the last as docker's did long ago. Signatures and the like are
+manifests as well, with others."""
 LAYER_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"
 
 

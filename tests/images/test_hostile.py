@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -340,6 +342,17 @@ def test_an_index_that_makes_no_sense(index: str, message: str, base: Path, stor
     (layout / "index.json").write_text(index)
     with pytest.raises(ImageError, match=message):
         load(store, layout)
+
+
+@pytest.mark.parametrize("place", ["fifo", "/dev/zero", "../outside"])
+def test_a_directory_that_leads_to_what_is_none_of_it(place: str, base: Path, store: Store) -> None:
+    image = Image([simple_layer("a")])
+    (base / "outside").write_bytes(image.config_bytes())
+    (base / "directory").mkdir()
+    os.mkfifo(base / "directory/fifo")
+    (base / "directory/manifest.json").write_text(json.dumps([{"Config": place, "Layers": ["layer"]}]))
+    with pytest.raises(ImageError, match=f"{place} is missing"):
+        load(store, base / "directory")
 
 
 def test_an_archive_that_is_a_bomb(base: Path, store: Store) -> None:

@@ -199,6 +199,32 @@ def test_an_image_whose_own_name_is_none_has_its_id(name: str, base: Path, store
         assert (loaded.image_id, loaded.names) == (image.image_id, [])
 
 
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("kind", ["signature", "manifest of an unknown kind"])
+def test_what_lies_beside_an_image_is_left_there(kind: str, alone: bool, base: Path, store: Store) -> None:
+    image = Image([simple_layer("a")])
+    layout = write_layout(base / "layout", image)
+    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256(b"{}"), "size": 2}
+    manifest = json.dumps({"schemaVersion": 2, "config": empty, "layers": [empty]}).encode()
+    for blob in (b"{}", manifest):
+        (layout / "blobs" / sha256(blob).replace(":", "/")).write_bytes(blob)
+    index = json.loads((layout / "index.json").read_text())
+    described = {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json" if kind == "signature" else "application/x",
+        "digest": sha256(manifest),
+        "size": len(manifest),
+        "annotations": {"org.opencontainers.image.ref.name": "localhost/made:signature"},
+    }
+    index["manifests"] = [described] if alone else [described, *index["manifests"]]
+    (layout / "index.json").write_text(json.dumps(index))
+    if alone:
+        with pytest.raises(ImageError, match=r"is no image's|no kind of manifest"):
+            load(store, layout)
+    else:
+        (loaded,), _ = load(store, layout)
+        assert loaded.image_id == image.image_id
+
+
 @pytest.mark.parametrize("layers", ["null", "[]"])
 def test_an_image_without_layers(layers: str, base: Path, store: Store) -> None:
     image = Image([], config={"rootfs": {"type": "layers", "diff_ids": json.loads(layers)}})

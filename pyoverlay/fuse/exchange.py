@@ -18,18 +18,17 @@ from typing import Final, NamedTuple
 
 from pyoverlay.fuse import wire
 from pyoverlay.fuse.answers import caller_of
-from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.device import MAX_PAIR_TRANSFER, max_transfer
 from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.passthrough import Passthrough
-from pyoverlay.fuse.reading import WaitingReads
+from pyoverlay.fuse.reading import WaitingTransfers
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.filesystem import Caller, Node, OverlayFilesystem
 from pyoverlay.privileges import is_administrator
 
 log = logging.getLogger(__name__)
 
-BUFFER_SIZE: Final = MAX_TRANSFER + 8 * wire.PAGE
-"""Bytes that the longest message of the protocol has room in."""
+_ROOM_FOR_HEADERS: Final = 8 * wire.PAGE
 
 _SECONDS_OF_PATIENCE: Final = 50e-6
 """How long the next request is awaited awake: about what it costs to fall asleep, and to be woken on another
@@ -42,6 +41,7 @@ the kernel makes depend on it."""
 # As plain numbers: they are compared once a request.
 _INIT: Final = int(Opcode.INIT)
 _INTERRUPT: Final = int(Opcode.INTERRUPT)
+_READDIRPLUS: Final = int(Opcode.READDIRPLUS)
 _RELEASE: Final = int(Opcode.RELEASE)
 _WRITE: Final = int(Opcode.WRITE)
 
@@ -102,10 +102,12 @@ class Exchange:
         """Requests under way that will clear a file's set-id bits unless they are refused, of whom."""
         self._closed = False
         self._on_ready = on_ready
-        self._view = memoryview(bytearray(BUFFER_SIZE))
+        self._max_transfer = max_transfer(filesystem.stack.options)
+        self._view = memoryview(bytearray(self._max_transfer + _ROOM_FOR_HEADERS))
         self._buffers = [self._view]
-        self._waiting_reads = WaitingReads(self.write)
-        self.read_later: Final = self._waiting_reads.read
+        self._waiting = WaitingTransfers(self.write)
+        self.read_later: Final = self._waiting.read
+        self.write_later: Final = self._waiting.write
         self._passthrough = Passthrough(device, filesystem, self.invalidate_attributes)
         self._fast_path = FastPath(filesystem, self) if filesystem.stack.options.fast_path else None
 
@@ -148,7 +150,7 @@ class Exchange:
         self.requests[opcode] += 1
         if self.debugging:
             log.debug("%d %s node %d", unique, wire.opcode_name(opcode), nodeid)
-        if not wire.is_well_formed(opcode, message, MAX_TRANSFER):
+        if not wire.is_well_formed(opcode, message, self._max_transfer):
             self._refuse(opcode, unique)
             return None
         if opcode == _INTERRUPT:
@@ -165,6 +167,9 @@ class Exchange:
                 if answer:
                     self.write(unique, *answer)
                 return None
+            if opcode == _READDIRPLUS:
+                # A shorter answer is as good, and fits the pair.
+                wire.limit_size(message, MAX_PAIR_TRANSFER)
         return Request(opcode, pid, unique, message)
 
     def _refuse(self, opcode: int, unique: int) -> None:
@@ -186,7 +191,7 @@ class Exchange:
         if flags & wire.PASSTHROUGH:
             self._passthrough.enable()
         self._tell_what_is_missing(flags)
-        readahead = min(offers.max_readahead, MAX_TRANSFER)
+        readahead = min(offers.max_readahead, self._max_transfer)
         # What doesn't work over a pair of sockets is hidden from libfuse, which gets the message, too.
         wire.set_init_flags(message, offers.flags & ~wire.SPLICE_FLAGS, readahead)
         reply = wire.init_reply(
@@ -194,7 +199,7 @@ class Exchange:
             min(_PROTOCOL_MINOR, offers.minor),
             flags=flags,
             max_readahead=readahead,
-            max_write=MAX_TRANSFER,
+            max_write=self._max_transfer,
             max_background=_MAX_BACKGROUND,
         )
         self.write(unique, reply)
@@ -257,7 +262,7 @@ class Exchange:
 
     def close(self) -> None:
         """Close the device: whoever still waits for an answer gets ENOTCONN."""
-        self._waiting_reads.close()
+        self._waiting.close()
         self._closed = True
         os.close(self.device)
 

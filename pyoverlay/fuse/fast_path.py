@@ -10,6 +10,7 @@ asks for more has changed nothing yet.  Translation only, as in `operations`; bo
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import stat
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Final, Protocol
 
 from pyoverlay.fuse import messages, wire
 from pyoverlay.fuse.answers import Answers, caller_of, change_of
-from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.device import max_transfer
 from pyoverlay.fuse.reading import read_from_cache
 from pyoverlay.fuse.wire import Buffer, Opcode
 from pyoverlay.layers.syscalls import FLAG_COMMANDS, error
@@ -52,6 +53,9 @@ class Transport(Protocol):
     def read_later(self, unique: int, descriptor: int, size: int, offset: int) -> None:
         """Have data read that must be waited for, and the request ``unique`` answered."""
 
+    def write_later(self, unique: int, write: Callable[[], int]) -> None:
+        """Have data written that must be waited for, and the request ``unique`` answered."""
+
 
 class _Waits(Exception):  # noqa: N818 - it says whose the request is, nothing failed
     """The request is pyfuse3's."""
@@ -70,7 +74,7 @@ class FastPath:
         self._transport = transport
         self._answers = Answers(filesystem, transport.opened)
         self._entry = self._answers.entry
-        self._read_buffer = memoryview(bytearray(MAX_TRANSFER))
+        self._read_buffer = memoryview(bytearray(max_transfer(filesystem.stack.options)))
         self._handlers: dict[int, Handler] = {
             int(Opcode.LOOKUP): self._lookup,
             int(Opcode.GETATTR): self._get_attributes,
@@ -256,10 +260,14 @@ class FastPath:
 
     def _write(self, _nodeid: int, message: memoryview) -> Buffer:
         handle, offset, size = messages.WRITE.unpack_from(message, messages.BODY)
-        if self._filesystem.file(handle).synchronous:
-            raise _Waits  # for the disk
         first = messages.BODY + messages.READ_SIZE
-        return messages.size_answer(self._filesystem.write(handle, offset, message[first : first + size]))
+        data = message[first : first + size]
+        if self._filesystem.file(handle).synchronous:
+            # It may be more than fits the pair to pyfuse3.
+            write = functools.partial(self._filesystem.write_through, handle, offset, bytes(data))
+            self._transport.write_later(messages.unique_of(message), write)
+            raise _AnsweredLater
+        return messages.size_answer(self._filesystem.write(handle, offset, data))
 
     def _flush(self, _nodeid: int, _message: memoryview) -> Buffer:
         """Have no more FLUSH: nothing is held back until a close."""

@@ -22,7 +22,8 @@ from typing import Final
 import trio
 
 from pyoverlay.fuse import wire
-from pyoverlay.fuse.exchange import BUFFER_SIZE, Exchange, Request
+from pyoverlay.fuse.device import MAX_PAIR_TRANSFER
+from pyoverlay.fuse.exchange import Exchange, Request
 from pyoverlay.fuse.own_opcodes import OwnOpcodes
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.node import WRITTEN_UNSEEN
@@ -79,7 +80,7 @@ class Forwarder:
         self._last_yield = 0.0
         self._poll = select.poll()
         self._poll.register(exchange.device, select.POLLIN)
-        self._reply_buffer = bytearray(BUFFER_SIZE)
+        self._reply_buffer = bytearray(MAX_PAIR_TRANSFER + 8 * wire.PAGE)
         self._reply_view = memoryview(self._reply_buffer)
         self._ours, self._theirs = _message_pair()
         self._own_opcodes: OwnOpcodes | None = None

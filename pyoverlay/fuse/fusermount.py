@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 
-from pyoverlay.fuse.device import MAX_TRANSFER, Label, MountError, permission_options
+from pyoverlay.fuse.device import Label, MountError, max_transfer, permission_options
 from pyoverlay.options import MountOptions
 
 
@@ -22,7 +22,7 @@ def mount(options: MountOptions, target: str, label: Label) -> int:
     """
     program = _program(f"can't mount on {target}: mounting")
     source = label.source.replace("\\", "\\\\").replace(",", "\\,")
-    wanted = [f"fsname={source}", f"subtype={label.name}", f"max_read={MAX_TRANSFER}"]
+    wanted = [f"fsname={source}", f"subtype={label.name}", f"max_read={max_transfer(options)}"]
     wanted += permission_options(options)
     for applies, word in (
         (not options.writable, "ro"),

@@ -367,13 +367,9 @@ class OverlayOperations(pyfuse3.Operations):
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write, in a worker thread when it is to be waited for the disk."""
-        file = self._filesystem.file(fh)
-        if not file.synchronous:
+        if not self._filesystem.file(fh).synchronous:
             return self._filesystem.write(fh, off, buf)
-        try:
-            return await trio.to_thread.run_sync(self._filesystem.write, fh, off, buf)
-        finally:
-            file.node.attributes = None  # somebody may have asked meanwhile
+        return await trio.to_thread.run_sync(self._filesystem.write_through, fh, off, buf)
 
     @_answers
     async def flush(self, fh: FileHandleT) -> None:

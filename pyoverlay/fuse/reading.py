@@ -1,8 +1,9 @@
-"""Is data in the page cache, and who waits for it if not?
+"""Is data in the page cache, and who waits for the disk if not, or for data that is written through to it?
 
 A few threads do, which answer the kernel themselves: a small file that is read for the first time must wait
-for the disk, and a way through pyfuse3 and trio's threads would cost it as much again.  They know nothing but
-a descriptor, and the request that it is read for; the kernel releases no file while one of its reads goes on.
+for the disk, and a way through pyfuse3 and trio's threads would cost it as much again; a long message doesn't
+even fit the pair to pyfuse3.  They know nothing but a descriptor, or what writes, and the request that it is
+for; the kernel releases no file while one of its reads or writes goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from pyoverlay.fuse import wire
+from pyoverlay.fuse import messages, wire
 from pyoverlay.fuse.wire import Buffer
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 _THREADS: Final = 4
 _NOT_THERE: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
 
-_Read = tuple[int, int, int, int]
-"""Request, descriptor, size, offset."""
+_Transfer = tuple[int, Callable[[], Buffer]]
+"""Request, and what makes the body of its answer."""
 
 
 def read_from_cache(descriptor: int, buffer: memoryview, offset: int) -> memoryview | None:
@@ -45,45 +46,52 @@ def read_from_cache(descriptor: int, buffer: memoryview, offset: int) -> memoryv
     return None
 
 
-class WaitingReads:
-    """Reads that wait for the disk."""
+class WaitingTransfers:
+    """Reads and writes that wait for the disk."""
 
     def __init__(self, answer: Callable[..., None]) -> None:
         """Answer with ``answer(unique, *pieces)``, which is called in other threads."""
         self._answer = answer
-        self._reads: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
+        self._transfers: queue.SimpleQueue[_Transfer | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._asked = 0
 
     def read(self, unique: int, descriptor: int, size: int, offset: int) -> None:
         """Read ``size`` bytes at ``offset`` and answer the request ``unique``, some time."""
+        self._ask(unique, lambda: os.pread(descriptor, size, offset))
+
+    def write(self, unique: int, write: Callable[[], int]) -> None:
+        """Let ``write`` write, and answer the request ``unique`` with the bytes written, some time."""
+        self._ask(unique, lambda: messages.size_answer(write()))
+
+    def _ask(self, unique: int, transfer: Callable[[], Buffer]) -> None:
         self._asked += 1
         if len(self._threads) < min(_THREADS, self._asked):
-            thread = threading.Thread(target=self._work, name="waiting read", daemon=True)
+            thread = threading.Thread(target=self._work, name="waiting transfer", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._reads.put((unique, descriptor, size, offset))
+        self._transfers.put((unique, transfer))
 
     def _work(self) -> None:
-        while (asked := self._reads.get()) is not None:
-            unique, descriptor, size, offset = asked
-            self._answer(unique, *_read(unique, descriptor, size, offset))
+        while (asked := self._transfers.get()) is not None:
+            unique, transfer = asked
+            self._answer(unique, *_answer_of(unique, transfer))
 
     def close(self) -> None:
         """Return when everything that was asked for has been answered; nothing may be asked for later."""
         for _ in self._threads:
-            self._reads.put(None)
+            self._transfers.put(None)
         for thread in self._threads:
             thread.join()
         self._threads = []
 
 
-def _read(unique: int, descriptor: int, size: int, offset: int) -> list[Buffer]:
+def _answer_of(unique: int, transfer: Callable[[], Buffer]) -> list[Buffer]:
     try:
-        data = os.pread(descriptor, size, offset)
+        body = transfer()
     except OSError as failure:
         return [wire.error_reply(unique, failure.errno or errno.EIO)]
     except Exception:
-        log.exception("a read failed")
+        log.exception("a read or write failed")
         return [wire.error_reply(unique, errno.EIO)]
-    return [wire.answer_header(unique, len(data)), data]
+    return [wire.answer_header(unique, len(body)), body]

@@ -207,7 +207,12 @@ class _Daemon:
 
     def _serve(self, stack: Stack, connection: device.Connection, on_ready: Callable[[], None]) -> None:
         filesystem = OverlayFilesystem(stack)
-        exchange = Exchange(connection.descriptor, filesystem, on_ready)
+
+        def ready() -> None:
+            device.raise_readahead(connection.device_number, self._options)
+            on_ready()
+
+        exchange = Exchange(connection.descriptor, filesystem, ready)
         control = _open_control_socket(connection)
         try:
             kept = self._begin(exchange, control)

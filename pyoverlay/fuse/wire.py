@@ -128,6 +128,8 @@ _ATTRIBUTES_VALID_NSEC_OFFSET: Final = 36
 ENTRY_SIZE: Final = 128
 _WRITE_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 20
 _OPEN_FLAGS_OFFSET: Final = IN_HEADER_SIZE + 4
+_SIZE_OFFSET: Final = 16
+"""Of the number of bytes in struct fuse_read_in and struct fuse_write_in."""
 _SETATTR_VALID_OFFSET: Final = IN_HEADER_SIZE
 
 # What a request has at least after its header: bytes, and names that end with a NUL.
@@ -265,9 +267,9 @@ def is_well_formed(opcode: int, message: Buffer, most: int) -> bool:
     if names:
         return _has_names(opcode, bytes(message[minimum:]), names)
     if opcode in _SIZED:
-        return _number(_U32, message, IN_HEADER_SIZE + 16) <= most
+        return _number(_U32, message, IN_HEADER_SIZE + _SIZE_OFFSET) <= most
     if opcode == _WRITE:
-        return _number(_U32, message, IN_HEADER_SIZE + 16) <= len(message) - minimum
+        return _number(_U32, message, IN_HEADER_SIZE + _SIZE_OFFSET) <= len(message) - minimum
     if opcode == _BATCH_FORGET:
         return len(message) - minimum == _number(_U32, message, IN_HEADER_SIZE) * _FORGET_ONE_SIZE
     return True
@@ -319,6 +321,12 @@ def init_request(message: Buffer) -> InitRequest:
     if flags & INIT_EXT and len(message) >= _INIT_FLAGS_ABOVE_OFFSET + _U32.size:
         flags |= _number(_U32, message, _INIT_FLAGS_ABOVE_OFFSET) << 32
     return InitRequest(major, minor, max_readahead, flags)
+
+
+def limit_size(message: bytearray | memoryview, most: int) -> None:
+    """Let a READ, READDIR or READDIRPLUS ask for ``most`` bytes at most."""
+    offset = IN_HEADER_SIZE + _SIZE_OFFSET
+    _U32.pack_into(message, offset, min(_number(_U32, message, offset), most))
 
 
 def set_init_flags(message: bytearray | memoryview, flags: int, max_readahead: int) -> None:

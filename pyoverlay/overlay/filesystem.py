@@ -300,6 +300,14 @@ class OverlayFilesystem:
         """Write to an open file; return the bytes written."""
         return self._files.write(self.file(handle), offset, data)
 
+    def write_through(self, handle: int, offset: int, data: bytes) -> int:
+        """Write to a file that is open for synchronous writes, as `write` does, in any thread."""
+        file = self.file(handle)
+        try:
+            return self._files.write(file, offset, data)
+        finally:
+            file.node.attributes = None  # somebody may have asked meanwhile
+
     def find_range(self, handle: int, offset: int, whence: int) -> int:
         """Return where data or a hole of an open file begins: lseek(2), SEEK_DATA and SEEK_HOLE."""
         return self._ranges.find(self.file(handle), offset, whence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
@@ -382,6 +383,49 @@ def test_a_users_write_costs_three_calls(stack: Stack, base: Path, name: str) ->
             path.chmod(0o6777)
             run_as(USER, write)
             assert path.stat().st_mode & 0o7777 == 0o777, number
+
+
+def test_data_moves_in_large_requests(stack: Stack) -> None:
+    """What isn't in passthrough: 1 MiB is written at once, and 256 KiB are read ahead.
+
+    The kernel begins to read ahead with less, and may split what memory is short for.
+    """
+    with Mount(Kind.PYOVERLAY, stack, "passthrough=off") as mount:
+        content = os.urandom(32 << 20)
+        with spending(mount) as spent:
+            (mount.path / "big").write_bytes(content)
+        assert spent.requests["WRITE"] <= 64
+        mount.remount()
+        with spending(mount) as spent:
+            assert (mount.path / "big").read_bytes() == content
+        assert spent.requests["READ"] <= 140
+
+
+def test_synchronous_writes_pass_no_pair(stack: Stack) -> None:
+    """They are waited for beside pyfuse3, whose pair of sockets is too small for the largest of them."""
+    with Mount(Kind.PYOVERLAY, stack, "passthrough=off") as mount:
+        content = os.urandom(3 << 20)
+        descriptor = os.open(mount.path / "big", os.O_WRONLY | os.O_CREAT | os.O_SYNC)
+        with spending(mount) as spent:
+            assert os.write(descriptor, content) == len(content)
+        os.close(descriptor)
+        assert spent.requests["WRITE"] <= 6
+        assert (stack.upper / "big").read_bytes() == (mount.path / "big").read_bytes() == content
+        assert (mount.path / "big").stat().st_size == len(content)
+
+
+def test_a_huge_listing_with_a_huge_buffer(base: Path) -> None:
+    """A READDIRPLUS that asks for more than the pair passes is answered with less."""
+    stack = make_stack(base)
+    for number in range(5000):
+        (stack.lower / f"{number:0200}").touch()
+    with Mount(Kind.PYOVERLAY, stack) as mount:
+        descriptor = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY)
+        buffer = ctypes.create_string_buffer(1 << 20)
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.syscall(217, descriptor, buffer, len(buffer)) > 0
+        os.close(descriptor)
+        assert len(os.listdir(mount.path)) == 5000
 
 
 # --- descriptors -------------------------------------------------------------------------------------------

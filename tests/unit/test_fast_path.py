@@ -31,6 +31,7 @@ class WayToKernel:
     def __init__(self) -> None:
         self.nodeids: list[int] = []
         self.later: list[tuple[int, int, int]] = []
+        self.writes: list[tuple[int, Callable[[], int]]] = []
 
     def invalidate_attributes(self, nodeid: int) -> None:
         self.nodeids.append(nodeid)
@@ -42,6 +43,9 @@ class WayToKernel:
     def read_later(self, unique: int, descriptor: int, size: int, offset: int) -> None:
         assert os.fstat(descriptor)
         self.later.append((unique, size, offset))
+
+    def write_later(self, unique: int, write: Callable[[], int]) -> None:
+        self.writes.append((unique, write))
 
 
 class Kernel:
@@ -423,7 +427,10 @@ def test_a_write_that_waits_for_the_disk_is_left_to_others(stack: Stack, kernel:
     (stack.upper / "file").write_bytes(b"")
     nodeid = kernel.lookup(b"file")
     body = struct.pack("=QQIIQII", kernel.open(nodeid, os.O_WRONLY | os.O_DSYNC), 0, 4, 0, 0, 0, 0) + b"data"
-    assert kernel.send(Opcode.WRITE, nodeid, body) is None
+    assert kernel.send(Opcode.WRITE, nodeid, body) == []
+    ((unique, write),) = kernel.way.writes
+    assert (unique, write()) == (UNIQUE, 4)
+    assert (stack.upper / "file").read_bytes() == b"data"
     body = struct.pack("=QQIIQII", kernel.open(nodeid, os.O_WRONLY), 0, 4, 0, 0, 0, 0) + b"data"
     assert kernel.ask(Opcode.WRITE, nodeid, body) == struct.pack("=II", 4, 0)
 

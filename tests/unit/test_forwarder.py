@@ -18,7 +18,7 @@ import trio.testing
 
 from pyoverlay.fuse import forwarder as forwarder_module
 from pyoverlay.fuse import wire
-from pyoverlay.fuse.device import MAX_TRANSFER
+from pyoverlay.fuse.device import MAX_PAIR_TRANSFER
 from pyoverlay.fuse.exchange import Exchange
 from pyoverlay.fuse.forwarder import Forwarder
 from pyoverlay.fuse.wire import Opcode
@@ -253,13 +253,13 @@ async def test_init_is_answered_with_what_we_serve(ends: Ends) -> None:
     everything = 0xFFFFFFFF
     offered = wire.init_request(await ends.to_pyfuse3(init_request(everything)))
     assert not offered.flags & wire.SPLICE_FLAGS
-    assert offered.max_readahead == MAX_TRANSFER
+    assert offered.max_readahead == MAX_PAIR_TRANSFER
     assert ends.ready == 1, "the kernel needn't wait for pyfuse3"
     got = await receive(ends.kernel)
     ends.pyfuse3.send(reply(struct.pack("=IIII48x", 7, 38, 4096, 0), unique=1))
     assert await nothing_arrives(ends.kernel)
     major, minor, readahead, flags = struct.unpack_from("=IIII", got, 16)
-    assert (major, minor, readahead) == (7, 38, MAX_TRANSFER)
+    assert (major, minor, readahead) == (7, 38, MAX_PAIR_TRANSFER)
     for feature in (
         wire.PARALLEL_DIROPS,
         wire.CACHE_SYMLINKS,
@@ -270,7 +270,7 @@ async def test_init_is_answered_with_what_we_serve(ends: Ends) -> None:
         wire.POSIX_ACL,
     ):
         assert flags & feature
-    assert struct.unpack_from("=I", got, 16 + 20)[0] == MAX_TRANSFER
+    assert struct.unpack_from("=I", got, 16 + 20)[0] == MAX_PAIR_TRANSFER
     with trio.fail_after(SECONDS):
         await ends.forwarder.finish()
 
@@ -352,9 +352,9 @@ async def test_the_default_send_buffer_passes_the_largest_messages(
     nursery.start_soon(ends.forwarder.forward_requests)
     nursery.start_soon(ends.forwarder.forward_replies)
     for unique in range(2, 22, 2):
-        write = request(Opcode.WRITE, bytes(40) + os.urandom(MAX_TRANSFER), unique=unique)
+        write = request(Opcode.WRITE, bytes(40) + os.urandom(MAX_PAIR_TRANSFER), unique=unique)
         assert await ends.to_pyfuse3(write) == write
-        read = reply(os.urandom(MAX_TRANSFER), unique=unique)
+        read = reply(os.urandom(MAX_PAIR_TRANSFER), unique=unique)
         assert await ends.to_kernel(read) == read
 
 
@@ -364,7 +364,9 @@ async def test_requests_wait_for_room_and_none_is_lost(
     ends = make_ends()
     nursery.start_soon(ends.forwarder.forward_requests)
     for unique in range(2, 12, 2):
-        ends.kernel.send(request(Opcode.WRITE, bytes(40) + bytes([unique]) * MAX_TRANSFER, unique=unique))
+        ends.kernel.send(
+            request(Opcode.WRITE, bytes(40) + bytes([unique]) * MAX_PAIR_TRANSFER, unique=unique)
+        )
     await trio.testing.wait_all_tasks_blocked()
     for unique in range(2, 12, 2):
         assert wire.request_header(await receive(ends.pyfuse3)).unique == unique

@@ -7,7 +7,7 @@ import struct
 import threading
 from pathlib import Path
 
-from pyoverlay.fuse.reading import WaitingReads
+from pyoverlay.fuse.reading import WaitingTransfers
 
 HEADER = struct.Struct("=IiQ")
 
@@ -28,7 +28,7 @@ def test_every_read_is_answered_once_before_the_end(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(range(256)))
     descriptor = os.open(tmp_path / "file", os.O_RDONLY)
     answers = Answers()
-    reads = WaitingReads(answers.take)
+    reads = WaitingTransfers(answers.take)
 
     for unique in range(1, 201):
         reads.read(unique, descriptor, 4, unique)
@@ -39,12 +39,12 @@ def test_every_read_is_answered_once_before_the_end(tmp_path: Path) -> None:
     for unique, (answer,) in answers.by_request.items():
         data = bytes(range(256))[unique : unique + 4]
         assert answer == HEADER.pack(16 + len(data), 0, unique) + data
-    assert answers.threads == {"waiting read"}
+    assert answers.threads == {"waiting transfer"}
 
 
 def test_a_read_that_fails_is_answered_with_its_errno(tmp_path: Path) -> None:
     answers = Answers()
-    reads = WaitingReads(answers.take)
+    reads = WaitingTransfers(answers.take)
     directory = os.open(tmp_path, os.O_RDONLY)
 
     reads.read(7, directory, 4, 0)
@@ -56,6 +56,6 @@ def test_a_read_that_fails_is_answered_with_its_errno(tmp_path: Path) -> None:
 
 def test_without_a_read_there_is_no_thread() -> None:
     before = threading.active_count()
-    reads = WaitingReads(Answers().take)
+    reads = WaitingTransfers(Answers().take)
     assert threading.active_count() == before
     reads.close()

@@ -127,8 +127,14 @@ def test_stats_after_a_listing_send_nothing(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize("where", ["lower", "copied up", "upper"])
-def test_second_read_sends_no_read(mount: Mount, where: str) -> None:
+@pytest.mark.parametrize("options", ["passthrough=auto", "passthrough=off", "passthrough=off,fast_path=off"])
+def test_second_read_sends_no_read(stack: Stack, where: str, options: str) -> None:
     """An unchanged file that was read once is read again from the kernel's page cache, whoever opens it."""
+    with Mount(Kind.PYOVERLAY, stack, *options.split(",")) as mount:
+        _read_twice(mount, where)
+
+
+def _read_twice(mount: Mount, where: str) -> None:
     path = mount.path / "data"
     content = path.read_bytes()
     if where == "copied up":

@@ -79,6 +79,9 @@ def commit(store: Store, wanted: Commit) -> Digest:
         ImageError: the upper can't be packed, or the base isn't there; nothing is added then.
     """
     with store.adding(), tempfile.TemporaryFile(dir=store.root / "unfinished") as spool:
+        beneath = _beneath(store, wanted.base)
+        # What is wrong with the configuration is found before there is a layer.
+        _config(beneath, wanted, [*beneath.layers, digest_of(b"")])
         writer = _Hashing(spool)
         packing.pack(wanted.upper, writer, epoch=wanted.epoch)  # type: ignore[arg-type]
         diff_id = Digest(f"sha256:{writer.hash.hexdigest()}")
@@ -86,7 +89,6 @@ def commit(store: Store, wanted: Commit) -> Digest:
         with store.lock_layer(diff_id):
             if not checking.is_sound(store, diff_id):
                 store.add_layer(diff_id, spool, _NO_LIMITS)
-        beneath = _beneath(store, wanted.base)
         layers = [*beneath.layers, diff_id]
         implied.adjust(store, layers)
         config = _config(beneath, wanted, layers)
@@ -118,6 +120,9 @@ def _beneath(store: Store, base: Digest | Beneath | None) -> Beneath:
 
 def _config(beneath: Beneath, wanted: Commit, layers: Sequence[Digest]) -> bytes:
     """Write the new image's configuration: the base's, with what is new."""
+    for text in (wanted.author, wanted.message, wanted.created_by):
+        if not _is_text(text):
+            raise ImageError(f"{text!r} can't be written into an image: it must be UTF-8")
     config = json.loads(beneath.config)
     created = _time(wanted.epoch)
     config["created"] = created
@@ -145,6 +150,14 @@ def _config(beneath: Beneath, wanted: Commit, layers: Sequence[Digest]) -> bytes
     data = json.dumps(config, separators=(",", ":"), sort_keys=True).encode()
     documents.decode(data, ImageConfig, "the new configuration")
     return data
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _time(epoch: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import stat
@@ -255,6 +256,22 @@ def test_a_commit_without_a_base(base: Path, store: Store) -> None:
     out = succeed(pyoverlay("commit", "--root", store.root, base / "upper", "mine"))
     assert out.decode().strip() in store.images()
     assert store.images()[Digest(out.decode().strip())].names == ["docker.io/library/mine:latest"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Commit("", author="\udcff"), "must be UTF-8"),
+        (Commit("", epoch=10**19), "is no time"),
+        (Commit("", base=Digest("sha256:" + "0" * 64)), "can't be read"),
+    ],
+)
+def test_a_commit_that_fails_adds_no_layer(wanted: Commit, message: str, base: Path, store: Store) -> None:
+    upper = base / "upper"
+    upper.mkdir()
+    with pytest.raises(ImageError, match=message):
+        committing.commit(store, dataclasses.replace(wanted, upper=str(upper)))
+    assert (store.layers(), store.images()) == ([], {})
 
 
 # Where to

@@ -86,10 +86,8 @@ def _bars(
     ]
 
 
-_READS: Final = (
-    "sequential-read-cold sequential-read-warm random-read-cold random-read-first mmap-random-read".split()
-)
-_OF_LOWERS: Final = " ".join([*_READS, "random-read-warm"])
+_READS: Final = "sequential-read-cold sequential-read-warm random-read-first mmap-random-read".split()
+_OF_LOWERS: Final = " ".join([*_READS, "random-read-cold", "random-read-warm"])
 _READ_ONLY: Final = " ".join(f"{read}-read-only" for read in _READS)
 _OF_UPPERS: Final = " ".join(f"{read}-upper" for read in _READS)
 

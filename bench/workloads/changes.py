@@ -117,7 +117,6 @@ def mkdir(trial: Trial) -> None:
     layers=_few_files,
     caches=Caches.WARM,
     writes=True,
-    variants=(SLOW_PATH,),
     stands_for="files that appear whole: dpkg, git, editors write another name and rename it",
 )
 def rename(trial: Trial) -> None:
@@ -250,6 +249,7 @@ def _lower_files_of_1m(scale: Scale) -> LayerRecipe:
     caches=Caches.WARM,
     writes=True,
     not_for=_NO_LOWERS,
+    heavy=True,
     stands_for="changing libraries and programs: strip, chown, small databases",
 )
 def copy_up_1m(trial: Trial) -> None:

@@ -22,6 +22,9 @@ BLOCK: Final = 4096
 ONE_FILE: Final = "data/big"
 """The file of `one_file`, in the lowest of three layers; or one in the upper."""
 
+SMALL_FILE_BESIDE: Final = "data/top"
+"""A small one in the same directory, in the topmost of the layers of `one_file`."""
+
 _NUMBER: Final = struct.Struct("<Q")
 _FILES_IN_A_DIRECTORY: Final = 200
 
@@ -33,7 +36,7 @@ def one_file(mebibytes: int) -> LayerRecipe:
 
 def _one_file(mebibytes: int, directory: Path) -> None:
     writer = LayerWriter(directory, 3)
-    writer.write(0, "data/top", b"top")
+    writer.write(0, SMALL_FILE_BESIDE, b"top")
     writer.write(1, "data/middle", b"middle")
     write_numbered_blocks(writer.place(2, ONE_FILE), mebibytes)
     writer.finish()
@@ -79,8 +82,8 @@ def content_of_small_file(path: str) -> bytes:
 
 
 def known_files(scale: Scale) -> LayerRecipe:
-    """Return 10 layers with 200,000 files in 1,000 directories, each of which is in two of the layers."""
-    count = scale.of(200_000)
+    """Return 10 layers with 100,000 files in 500 directories, each of which is in two of the layers."""
+    count = scale.of(100_000)
     return LayerRecipe(f"known-files-{count}-over-10", partial(_known_files, count))
 
 

@@ -276,6 +276,7 @@ def _measure_ls(trial: Trial) -> None:
     caches=Caches.COLD,
     quick=True,
     variants=(SLOW_PATH,),
+    heavy=True,
     stands_for="the first listing of a mail directory, a cache, a spool",
 )
 def ls_cold(trial: Trial) -> None:
@@ -291,6 +292,7 @@ def ls_cold(trial: Trial) -> None:
     figures=_TIME,
     layers=_big_directory,
     caches=Caches.WARM,
+    heavy=True,
     stands_for="the same listing again",
 )
 def ls_warm(trial: Trial) -> None:
@@ -326,6 +328,7 @@ def _count_missing(paths: Sequence[bytes]) -> int:
     layers=_tree,
     caches=Caches.COLD,
     quick=True,
+    heavy=True,
     stands_for="search paths: a compiler's headers, Python's modules, the shell's programs",
 )
 def missing_names_cold(trial: Trial) -> None:
@@ -342,6 +345,7 @@ def missing_names_cold(trial: Trial) -> None:
     figures=_TIME_OF_ONE,
     layers=_tree,
     caches=Caches.WARM,
+    heavy=True,
     stands_for="the same searches again, as each compiler process of a build does them",
 )
 def missing_names_warm(trial: Trial) -> None:
@@ -358,6 +362,7 @@ def missing_names_warm(trial: Trial) -> None:
     figures=_TIME_OF_ONE,
     layers=_deep,
     caches=Caches.COLD,
+    heavy=True,
     stands_for="opening one file deep in a source tree or in node_modules",
 )
 def stat_deep(trial: Trial) -> None:

@@ -217,6 +217,7 @@ _WAYS: Final = (
         Caches.COLD,
         "a database's first queries after a start",
         _random_cold,
+        places=(_LOWER,),
     ),
     _Way(
         "random-read-first",

@@ -247,7 +247,12 @@ _STARTING: Final = "starting a program of an interpreted language in a container
 
 
 @workload(
-    group="real", figures=_TIME, layers=rootfs, caches=Caches.COLD, stands_for=f"{_STARTING} just pulled"
+    group="real",
+    figures=_TIME,
+    layers=rootfs,
+    caches=Caches.COLD,
+    heavy=True,
+    stands_for=f"{_STARTING} just pulled",
 )
 def python_imports_cold(trial: Trial) -> None:
     """Python3 of the merged view starts and imports 200 modules of its standard library, the first time."""
@@ -261,6 +266,7 @@ def python_imports_cold(trial: Trial) -> None:
     layers=rootfs,
     caches=Caches.WARM,
     variants=(NO_PASSTHROUGH,),
+    heavy=True,
     stands_for=f"{_STARTING}, once more",
 )
 def python_imports_warm(trial: Trial) -> None:

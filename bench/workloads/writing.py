@@ -51,6 +51,7 @@ def sequential_write(trial: Trial) -> None:
     caches=Caches.FRESH,
     writes=True,
     variants=(NO_PASSTHROUGH,),
+    heavy=True,
     stands_for="a package manager or a database that wants its data on the disk",
 )
 def sequential_write_synced(trial: Trial) -> None:

@@ -41,8 +41,8 @@ FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_PASSTHROUGH: Final = 1 << 7
 
 _MOST_SENT_BACK: Final = 1024
-_SMALLEST_TEXT: Final = 16 * 1024
-"""Bytes below which program text isn't worth a backing file."""
+_SMALLEST_LOWER: Final = 16 * 1024
+"""Bytes below which naming a lower's file to the kernel costs more than reading it, as measured."""
 _ELF: Final = b"\x7fELF"
 _ELF_TYPE: Final = slice(16, 18)
 _PROGRAM_TYPES: Final = frozenset({b"\x02\0", b"\0\x02", b"\x03\0", b"\0\x03"})
@@ -170,7 +170,7 @@ class Passthrough:
         node = file.node
         if node.upper is not None:
             return self._may_pass_upper(file)
-        if node.unseen & WRITER_CAME or not node.real.layer.cloned:
+        if node.unseen & WRITER_CAME or not node.real.layer.cloned or _size(file) < _SMALLEST_LOWER:
             return False
         return self._passes_all_lowers or _is_program_text(file)
 
@@ -249,6 +249,12 @@ class Passthrough:
             return
         node.unseen &= ~NOT_WATCHED
         node.attributes = None
+
+
+def _size(file: OpenFile) -> int:
+    """Return the size in bytes of a lower's file, which doesn't change."""
+    known = file.node.attributes
+    return known.size if known is not None else os.fstat(file.descriptor).st_size
 
 
 def _is_program_text(file: OpenFile) -> bool:

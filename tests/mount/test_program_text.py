@@ -87,6 +87,15 @@ def test_other_files_are_read_without_us_if_all_are(
     assert (reads(mount) > 0) == asked
 
 
+@pyoverlay_only
+def test_small_files_are_read_by_us(stack: Stack, mount_overlay: MountFactory) -> None:
+    """Naming one to the kernel costs more than to read it."""
+    (stack.lower / "small").write_bytes(b"small")
+    mount = mount_overlay("passthrough=all")
+    assert (mount.path / "small").read_bytes() == b"small"
+    assert reads(mount) == 1
+
+
 # --- running it and writing it -----------------------------------------------------------------------------
 
 

@@ -102,6 +102,11 @@ def _paths(count: int) -> Iterator[str]:
         yield f"d{number // _FILES_IN_A_DIRECTORY:04}/f{number % _FILES_IN_A_DIRECTORY:03}"
 
 
+def three_layers_of_few_files(_scale: Scale) -> LayerRecipe:
+    """Describe what lies beneath work that is all in the upper."""
+    return few_files(3)
+
+
 def few_files(layers: int) -> LayerRecipe:
     """Return layers with one file each, in a directory that is in all of them."""
     return LayerRecipe(f"few-files-over-{layers}", partial(_few_files, layers))

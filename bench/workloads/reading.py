@@ -34,9 +34,9 @@ from bench.workloads.data_layers import (
     BLOCK,
     ONE_FILE,
     content_of_small_file,
-    few_files,
     one_file,
     small_files,
+    three_layers_of_few_files,
     write_numbered_blocks,
 )
 from bench.workloads.workload import Caches, FillUpper, Scale, Unit, workload
@@ -82,10 +82,6 @@ def _with_one_file(scale: Scale) -> LayerRecipe:
     return one_file(scale.of(_MEBIBYTES_OF_LOWER))
 
 
-def _without_it(_scale: Scale) -> LayerRecipe:
-    return few_files(3)
-
-
 def write_one_file(upper: Path, *, scale: Scale) -> None:
     """Give an upper the big file."""
     (upper / ONE_FILE).parent.mkdir()
@@ -102,7 +98,12 @@ _READ_ONLY: Final = _Place(
     read_only=True,
 )
 _UPPER: Final = _Place(
-    "-upper", "an upper file", _MEBIBYTES_OF_UPPER, _without_it, (NO_PASSTHROUGH,), fill_upper=write_one_file
+    "-upper",
+    "an upper file",
+    _MEBIBYTES_OF_UPPER,
+    three_layers_of_few_files,
+    (NO_PASSTHROUGH,),
+    fill_upper=write_one_file,
 )
 _PLACES: Final = (_LOWER, _READ_ONLY, _UPPER)
 

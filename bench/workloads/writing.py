@@ -11,27 +11,23 @@ import zlib
 from typing import Final
 
 from bench.errors import BenchError
-from bench.layers import MEBIBYTE, LayerRecipe
+from bench.layers import MEBIBYTE
 from bench.systems import NO_PASSTHROUGH, SLOW_PATH
 from bench.trial import Trial
 from bench.workloads.big_file import PIECE, opened, some_blocks
 from bench.workloads.checks import expect
-from bench.workloads.data_layers import BLOCK, ONE_FILE, block_of_one_file, few_files
+from bench.workloads.data_layers import BLOCK, ONE_FILE, block_of_one_file, three_layers_of_few_files
 from bench.workloads.reading import write_one_file
-from bench.workloads.workload import Caches, Scale, Unit, workload
+from bench.workloads.workload import Caches, Unit, workload
 
 _GROUP: Final = "data"
 _SEED: Final = 20_000
 
 
-def _few(_scale: Scale) -> LayerRecipe:
-    return few_files(3)
-
-
 @workload(
     group=_GROUP,
     figures={"throughput": Unit.MEGABYTES_PER_SECOND},
-    layers=_few,
+    layers=three_layers_of_few_files,
     caches=Caches.FRESH,
     heavy=True,
     quick=True,
@@ -47,7 +43,7 @@ def sequential_write(trial: Trial) -> None:
 @workload(
     group=_GROUP,
     figures={"throughput": Unit.MEGABYTES_PER_SECOND},
-    layers=_few,
+    layers=three_layers_of_few_files,
     caches=Caches.FRESH,
     writes=True,
     variants=(NO_PASSTHROUGH,),
@@ -62,7 +58,7 @@ def sequential_write_synced(trial: Trial) -> None:
 @workload(
     group=_GROUP,
     figures={"rate": Unit.OPERATIONS_PER_SECOND},
-    layers=_few,
+    layers=three_layers_of_few_files,
     caches=Caches.FRESH,
     quick=True,
     writes=True,
@@ -87,7 +83,7 @@ def random_overwrite(trial: Trial) -> None:
 @workload(
     group=_GROUP,
     figures={"latency": Unit.MICROSECONDS},
-    layers=_few,
+    layers=three_layers_of_few_files,
     caches=Caches.FRESH,
     quick=True,
     writes=True,

@@ -2,7 +2,7 @@
 
 Passthrough (Linux 6.9 and later, for root): the answer to an open names a *backing file*, and reads, writes
 and maps of the opened file go to that one directly, through its own page cache.  Upper files are opened so,
-and lower ones of a mount that nobody can write.
+and those of lowers that are programs, or of a mount that nobody can write, or if all are asked for.
 
 Rules of the kernel (fs/fuse/iomode.c) that are kept here: while a file is open in passthrough, every open of
 it names the same backing file; while it is open through FUSE's page cache, none may be in passthrough.

@@ -188,7 +188,7 @@ _ANY_SHAPE: Final = (IN_HEADER_SIZE, 0)
 _NAMES_OF_TWO_FILES: Final = frozenset({Opcode.RENAME, Opcode.RENAME2})
 _NAMES_OF_ATTRIBUTES: Final = frozenset({Opcode.GETXATTR, Opcode.REMOVEXATTR})
 _NO_FILE_NAMES: Final = frozenset({b"", b".", b".."})
-_ENDED_NO_FILE_NAMES: Final = frozenset({b"\0", b".\0", b"..\0"})
+_ENDED_NO_FILE_NAMES: Final = frozenset(name + b"\0" for name in _NO_FILE_NAMES)
 _SIZED: Final = frozenset({Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS})
 _FORGET_ONE_SIZE: Final = 16
 # As plain numbers: they are compared once a request.

@@ -11,7 +11,7 @@ import struct
 from typing import Final
 
 from pyoverlay.fuse.wire import DIRENT, ENTRY_SIZE, IN_HEADER_SIZE
-from pyoverlay.overlay.node import Attributes
+from pyoverlay.overlay.shown import Attributes
 
 BODY: Final = IN_HEADER_SIZE
 """Where a request's body begins."""
@@ -51,8 +51,7 @@ FATTR_MTIME_NOW: Final = 1 << 8
 
 # Answers
 
-_ATTRIBUTES: Final = struct.Struct("=QQQQQQIIIIIIIIII")
-_ENTRY: Final = struct.Struct("=QQQQII")
+_ENTRY_VALID: Final = struct.Struct("=QQQII")  # generation, entry_valid, attr_valid and their nanoseconds
 _ATTRIBUTES_VALID: Final = struct.Struct("=QII")
 _OPENED: Final = struct.Struct("=QIi")
 _SIZE: Final = struct.Struct("=II")
@@ -65,7 +64,7 @@ _BASIC_STATS: Final = 0x7FF
 _BIRTH_TIME: Final = 0x800
 
 _SECOND: Final = 1_000_000_000
-_LOW_32_BITS: Final = 0xFFFFFFFF
+_ATTRIBUTES_SIZE: Final = 88
 _FILE_TYPE_SHIFT: Final = 12
 _FILE_TYPE_BITS: Final = 15
 
@@ -91,9 +90,13 @@ class Validity:
 
     def __init__(self, names: float, attributes: float | None = None) -> None:
         """Let names be kept for ``names`` seconds, attributes as long unless said otherwise."""
-        self.names = _seconds(names)
-        self.attributes = self.names if attributes is None else _seconds(attributes)
-        self.absent = _ENTRY.pack(0, 0, self.names[0], 0, self.names[1], 0) + bytes(_ATTRIBUTES.size)
+        name, name_ns = _seconds(names)
+        self.attributes = attribute, attribute_ns = _seconds(names if attributes is None else attributes)
+        self.of_attributes = _ATTRIBUTES_VALID.pack(attribute, attribute_ns, 0)
+        """Struct fuse_attr_out, but for the attributes that end it."""
+        self.of_entry = _ENTRY_VALID.pack(0, name, attribute, name_ns, attribute_ns)
+        """Struct fuse_entry_out, between the nodeid that begins it and the attributes that end it."""
+        self.absent = bytes(NUMBER.size) + _ENTRY_VALID.pack(0, name, 0, name_ns, 0) + bytes(_ATTRIBUTES_SIZE)
         """The answer to a lookup that finds nothing: it may be kept, too."""
 
 
@@ -102,34 +105,9 @@ def _seconds(time: float) -> tuple[int, int]:
     return whole, int((time - whole) * _SECOND)
 
 
-def attributes(shown: Attributes) -> bytes:
-    """Write struct fuse_attr."""
-    access, access_ns = divmod(shown.access_ns, _SECOND)
-    modification, modification_ns = divmod(shown.modification_ns, _SECOND)
-    change, change_ns = divmod(shown.change_ns, _SECOND)
-    return _ATTRIBUTES.pack(
-        shown.inode,
-        shown.size,
-        shown.blocks,
-        access & 0xFFFFFFFFFFFFFFFF,
-        modification & 0xFFFFFFFFFFFFFFFF,
-        change & 0xFFFFFFFFFFFFFFFF,
-        access_ns,
-        modification_ns,
-        change_ns,
-        shown.mode,
-        shown.links,
-        shown.user,
-        shown.group,
-        shown.device & _LOW_32_BITS,
-        shown.block_size,
-        0,
-    )
-
-
 def attributes_answer(shown: Attributes, validity: Validity) -> bytes:
     """Write struct fuse_attr_out."""
-    return _ATTRIBUTES_VALID.pack(*validity.attributes, 0) + attributes(shown)
+    return validity.of_attributes + shown
 
 
 def extended_attributes_answer(shown: Attributes, birth_ns: int | None, validity: Validity) -> bytes:
@@ -157,9 +135,7 @@ def extended_attributes_answer(shown: Attributes, birth_ns: int | None, validity
 
 def entry_answer(nodeid: int, shown: Attributes, validity: Validity) -> bytes:
     """Write struct fuse_entry_out."""
-    name, name_ns = validity.names
-    attribute, attribute_ns = validity.attributes
-    return _ENTRY.pack(nodeid, 0, name, attribute, name_ns, attribute_ns) + attributes(shown)
+    return NUMBER.pack(nodeid) + validity.of_entry + shown
 
 
 def opened_answer(handle: int, flags: int, backing: int) -> bytes:

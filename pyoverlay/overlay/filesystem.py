@@ -24,9 +24,10 @@ from pyoverlay.overlay.files import Files, OpenFile, is_for_writing
 from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, NameOnly
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
-from pyoverlay.overlay.node import LOWER_BIRTH_TOLD, NOT_WATCHED, Attributes, Directory, Node
+from pyoverlay.overlay.node import LOWER_BIRTH_TOLD, NOT_WATCHED, Directory, Node
 from pyoverlay.overlay.ownership import CAPABILITY
 from pyoverlay.overlay.ranges import RangeCopy, Ranges, RangeWork
+from pyoverlay.overlay.shown import Attributes
 
 __all__ = [
     "Attributes",

@@ -16,9 +16,11 @@ from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer, LayerObject
 from pyoverlay.layers.stack import Stack
 from pyoverlay.layers.syscalls import error
+from pyoverlay.overlay import shown
 from pyoverlay.overlay.idmapped import undo_shift
-from pyoverlay.overlay.node import NOT_WATCHED, Attributes, Directory, InodeNumbers, Node, NodeTable, link_key
+from pyoverlay.overlay.node import NOT_WATCHED, Directory, InodeNumbers, Node, NodeTable, link_key
 from pyoverlay.overlay.ownership import Ownership
+from pyoverlay.overlay.shown import Attributes
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _LOOKUPS_BEFORE_LOADING: Final = 8
@@ -449,22 +451,9 @@ class Lookup:
         if isinstance(node, Directory):
             # No directory is loaded to count its merged subdirectories (fs/overlayfs/inode.c: ovl_getattr).
             links = 1 if node.is_merged else links
-        elif node.upper is None:
+        elif node.upper is None and node.rare is not None:
             links = max(links - node.lost_names, 0)
         user, group = status.st_uid, status.st_gid
         if self._shown_ids is not None:
             user, group = self._shown_ids.owner(user, group)
-        return Attributes(
-            node.inode,
-            status.st_mode,
-            links,
-            user,
-            group,
-            status.st_rdev,
-            status.st_size,
-            status.st_blocks,
-            status.st_blksize,
-            status.st_atime_ns,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-        )
+        return shown.pack(status, node.inode, links, user, group)

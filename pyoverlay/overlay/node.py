@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final, NamedTuple
+from typing import Any, Final, Generic, TypeVar
 
 from pyoverlay.layers.layer import Layer, LayerObject
 from pyoverlay.overlay.birth import Caller, Inheritance
+from pyoverlay.overlay.shown import Attributes
 
 ROOT_NODEID: Final = 1
 
@@ -32,21 +33,28 @@ NOT_WATCHED: Final = OPEN_UNSEEN | WRITTEN_UNSEEN
 _FILE_SYSTEM_SHIFT: Final = 56
 
 
-class Attributes(NamedTuple):
-    """What stat shows: sizes in bytes, ``blocks`` in units of 512, times in ns since the epoch."""
+Field = TypeVar("Field")
 
-    inode: int
-    mode: int
-    links: int
-    user: int
-    group: int
-    device: int
-    size: int
-    blocks: int
-    block_size: int
-    access_ns: int
-    modification_ns: int
-    change_ns: int
+
+class _Rare(Generic[Field]):
+    """A field in which few nodes differ from what it is at first: those few keep it in ``Node.rare``."""
+
+    def __init__(self, usual: Field) -> None:
+        self._usual = usual
+
+    def __set_name__(self, owner: type[Node], name: str) -> None:
+        self._name = name
+
+    def __get__(self, node: Node, owner: type[Node]) -> Field:
+        rare = node.rare
+        return self._usual if rare is None else rare.get(self._name, self._usual)
+
+    def __set__(self, node: Node, value: Field) -> None:
+        if node.rare is None:
+            if value == self._usual:
+                return
+            node.rare = {}
+        node.rare[self._name] = value
 
 
 class Node:
@@ -58,27 +66,34 @@ class Node:
     """
 
     __slots__ = (
-        "aliases",
         "attribute_names",
         "attributes",
         "file_type",
         "inode",
         "link_key",
         "lookups",
-        "lost_names",
         "lower",
         "name",
         "nodeid",
         "parent",
-        "privilege_killers",
-        "privileged",
-        "program_text",
         "protection",
-        "unlinked",
+        "rare",
         "unseen",
         "upper",
-        "verified",
     )
+
+    aliases = _Rare[set[tuple["Directory", bytes]] | None](None)
+    unlinked = _Rare(usual=False)
+    lost_names = _Rare(0)
+    """How many names of a lower file were whited out through this node."""
+    verified = _Rare(usual=False)
+    """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
+    program_text = _Rare[bool | None](None)
+    """Whether its data in a lower is a program or a shared library; None when it isn't known."""
+    privilege_killers = _Rare[tuple[Caller, ...]](())
+    """At whose changes of data, under way, suid, sgid and capabilities must go."""
+    privileged = _Rare(usual=True)
+    """Whether it may have any of them: False once they were cleared, until its attributes are changed."""
 
     def __init__(
         self, file_type: int, inode: int, upper: LayerObject | None, lower: LayerObject | None
@@ -88,7 +103,6 @@ class Node:
         self.lookups = 0
         self.parent: Directory | None = None
         self.name = b""
-        self.aliases: set[tuple[Directory, bytes]] | None = None
         self.file_type = file_type
         self.inode = inode
         self.upper = upper
@@ -98,21 +112,11 @@ class Node:
         """Where known: on disk it has no extended attributes but these, or fewer."""
         self.link_key = 0
         """Names the upper's inode, when that has or had several names: `link_key`."""
-        self.unlinked = False
-        self.lost_names = 0
-        """How many names of a lower file were whited out through this node."""
         self.unseen = 0
         """What may happen to it, or has happened, without our being told: `OPEN_UNSEEN` and so on."""
-        self.verified = False
-        """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
-        self.program_text: bool | None = None
-        """Whether its data in a lower is a program or a shared library; None when it isn't known."""
         self.protection: int | None = None
         """Whether it is immutable, append-only, both or neither (`protection`); None when it isn't known."""
-        self.privilege_killers: tuple[Caller, ...] = ()
-        """At whose changes of data, under way, suid, sgid and capabilities must go."""
-        self.privileged = True
-        """Whether it may have any of them: False once they were cleared, until its attributes are changed."""
+        self.rare: dict[str, Any] | None = None
 
     @property
     def real(self) -> LayerObject:
@@ -361,7 +365,8 @@ class NodeTable:
         """Give ``node`` a (further) name."""
         parent.entries[name] = node
         parent.version += 1
-        node.unlinked = False
+        if node.rare is not None:
+            node.unlinked = False
         if node.parent is None:
             node.parent, node.name = parent, name
         else:

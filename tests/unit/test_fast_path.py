@@ -15,7 +15,8 @@ from pyoverlay.fuse import messages
 from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE
 from pyoverlay.fuse.wire import Opcode
-from pyoverlay.overlay.node import ROOT_NODEID, Attributes, Node
+from pyoverlay.overlay.node import ROOT_NODEID, Node
+from pyoverlay.overlay.shown import Attributes
 from tests.harness import Stack
 from tests.harness.errors import fails_with
 from tests.unit.vfs import Vfs, open_descriptors

@@ -94,6 +94,8 @@ class Passthrough:
 
         It is superseded: the thread ``pid`` is sent back, looks the name up and comes with another nodeid.
         If it comes with the same one, it has no name to look up: /proc/self/fd, or a file that is mounted.
+        Flags that are 0 are the kernel's own, which opens a file to ask for what lsattr(1) shows
+        (fs/fuse/ioctl.c: fuse_priv_ioctl_prepare): it has no name either, and doesn't try again.
 
         Raises OSError ESTALE, which makes fs/namei.c: do_filp_open try again; ETXTBSY.
         """
@@ -103,6 +105,8 @@ class Passthrough:
             if opens is None or not opens.of_lower:
                 return
             self._supersede(nodeid)
+        if flags == 0:
+            return
         caller = nodeid, pid
         if caller not in self._sent_back:
             if len(self._sent_back) == _MOST_SENT_BACK:

@@ -28,6 +28,7 @@ WITHOUT_HANDLES = "the kernel can't open all of the lowers' files by handle"
 OVERLAY_LOWER = "a lower lies on an overlay"
 SEVERAL_FILE_SYSTEMS = "the layers lie on several file systems, with inode numbers that meet"
 BTRFS = "the upper is on btrfs"
+ALL_PASSED_THROUGH = "all larger files of lowers are treated as program text (`passthrough=all`)"
 RESERVES_BLOCKS = "the upper's file system reserves blocks ahead of what is written"
 
 
@@ -156,6 +157,17 @@ def _stale_map(operation: Operation, expected: Outcome, actual: Outcome) -> bool
     before, after = expected.value, actual.value
     assert isinstance(before, tuple) and isinstance(after, tuple)
     return not before[0] and before[2] == after[2]
+
+
+def _older_data(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
+    """Something else is read through a descriptor, or seen in a map."""
+    reading = operation.name in ("read_at", "read_on", "map_file", "map_read")
+    return reading and (actual.succeeded or (operation.name == "map_read" and actual.error == "EFAULT"))
+
+
+def _is_busy(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
+    """What is held open can't be opened anew for writing."""
+    return operation.name == "hold_again" and expected.succeeded and actual.error == "ETXTBSY"
 
 
 def _finds_one_file(operation: Operation, expected: Outcome, actual: Outcome) -> bool:
@@ -392,6 +404,24 @@ ALLOWED = (
         pyoverlay="shows the file's data",
         reason="that is what POSIX says",
         answers=_stale_map,
+    ),
+    Difference(
+        where="program text, read through a descriptor that is older than the file's copy-up",
+        kernel="shows the file's data",
+        pyoverlay="shows the lower's data",
+        reason="the kernel reads it by itself, and can't be turned to another file",
+        answers=_older_data,
+        circumstance=ALL_PASSED_THROUGH,
+        ends_slots=True,
+    ),
+    Difference(
+        where="program text that is open: opening it to write through `/proc/self/fd`",
+        kernel="works",
+        pyoverlay="ETXTBSY, as if it were running",
+        reason="the same; by its name it can be opened",
+        answers=_is_busy,
+        circumstance=ALL_PASSED_THROUGH,
+        ends_script=True,
     ),
 )
 

@@ -56,6 +56,7 @@ class Pair:
         base: an empty directory for both stacks' own directories.
         lowers: the shared lower layers, topmost first; never written.
         options: further mount options for both.
+        own_options: further ones for pyoverlay alone.
         prefix: the prefix of overlay's own attributes under these options.
         ours: which pyoverlay, by its transport.
         circumstances: which of those named in `allowed` this is.
@@ -68,6 +69,7 @@ class Pair:
         *options: str,
         prefix: str = "trusted.overlay.",
         ours: Kind = Kind.PYOVERLAY,
+        own_options: tuple[str, ...] = (),
         circumstances: frozenset[str] = frozenset(),
     ) -> None:
         self.prefix = prefix
@@ -78,7 +80,8 @@ class Pair:
         """How often all that was held open was closed, as it would show different files from then on."""
         self.kernel = Mount(Kind.KERNEL, _stack(base / "kernel", lowers), *options)
         self._log = base / "log"
-        self.pyoverlay = Mount(ours, _stack(base / "pyoverlay", lowers), *options, log=self._log)
+        stack = _stack(base / "pyoverlay", lowers)
+        self.pyoverlay = Mount(ours, stack, *options, *own_options, log=self._log)
         self._mounts = (self.kernel, self.pyoverlay)
         self._in_lowers = set().union(*(_numbers(lower) for lower in lowers))
 
@@ -224,8 +227,8 @@ class Pair:
             return
         for writer in self._mounts:
             pictures = []
-            for kind in (self.kernel.kind, self.pyoverlay.kind):
-                with Mount(kind, writer.stack, *writer.options) as mount:
+            for reader in self._mounts:
+                with Mount(reader.kind, writer.stack, *reader.options) as mount:
                     pictures.append(snapshot(mount.path, exact=True))
             what = f"upper written by {writer.kind.value}"
             expected, actual = (_without_identity(picture) for picture in pictures)

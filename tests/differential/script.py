@@ -114,6 +114,7 @@ def live_pair(layers: Layers, room: Room) -> Iterator[Pair]:
             base,
             lowers,
             *variant.options,
+            own_options=variant.own_options,
             prefix=variant.prefix,
             ours=variant.ours,
             circumstances=variant.circumstances,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.differential.allowed import (
+    ALL_PASSED_THROUGH,
     BTRFS,
     OVERLAY_LOWER,
     RESERVES_BLOCKS,
@@ -34,7 +35,7 @@ class Variant:
 
     name: as in VARIANTS; ours: which pyoverlay; upper: the file system of upper and work directory; lowers:
     the file systems of the lowers in turn, topmost first; userxattr: whether both are mounted with
-    `userxattr` in a user namespace, in which the callers live, too.
+    `userxattr` in a user namespace, in which the callers live, too; passthrough: that option of pyoverlay's.
     """
 
     name: str
@@ -42,11 +43,17 @@ class Variant:
     upper: str = "ext4"
     lowers: tuple[str, ...] = ("ext4",)
     userxattr: bool = False
+    passthrough: str = "auto"
 
     @property
     def options(self) -> tuple[str, ...]:
         """The mount options of both."""
         return ("userxattr",) if self.userxattr else ()
+
+    @property
+    def own_options(self) -> tuple[str, ...]:
+        """The mount options of pyoverlay alone."""
+        return () if self.passthrough == "auto" else (f"passthrough={self.passthrough}",)
 
     @property
     def circumstances(self) -> frozenset[str]:
@@ -57,6 +64,7 @@ class Variant:
             OVERLAY_LOWER: "overlay" in self.lowers,
             BTRFS: self.upper == "btrfs",
             RESERVES_BLOCKS: self.upper in ("btrfs", "xfs"),
+            ALL_PASSED_THROUGH: self.passthrough == "all",
         }
         return frozenset(name for name, holds in told.items() if holds)
 
@@ -71,6 +79,8 @@ VARIANTS = {
     for variant in (
         Variant("ext4"),
         Variant("slow-path", ours=Kind.SLOW_PATH),
+        Variant("passthrough-off", passthrough="off"),
+        Variant("passthrough-all", passthrough="all"),
         Variant("userxattr", userxattr=True),
         Variant("xfs", upper="xfs", lowers=("xfs",)),
         Variant("btrfs", upper="btrfs", lowers=("btrfs",)),

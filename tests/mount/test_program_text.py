@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import select
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ PROGRAM = shutil.which("sleep") or ""
 LIBRARY = Path(PROGRAM)
 """As good as a shared library: an ELF file of type DYN that somebody reads and maps, and nobody executes."""
 BEGINNING = b"\x7fELF"
+FS_IOC_GETFLAGS = 0x80086601
 
 
 @pytest.fixture
@@ -217,6 +219,18 @@ def test_attributes_are_one_files_by_whatever_it_is_reached(mount: Mount) -> Non
             assert os.getxattr(old, "user.two") == b"2"
             os.removexattr(old, "user.two")
             assert "user.two" not in os.listxattr(library)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: os.truncate(path, 3), lambda path: path.write_bytes(b"")], ids=["truncated", "written"]
+)
+def test_flags_are_told_by_what_was_open_before(mount: Mount, change: Callable[[Path], object]) -> None:
+    """The kernel opens the file again for lsattr(1), and has no name for it."""
+    library = mount.path / "library"
+    with opened(library) as old:
+        before = fcntl.ioctl(old, FS_IOC_GETFLAGS, bytes(8))
+        change(library)
+        assert fcntl.ioctl(old, FS_IOC_GETFLAGS, bytes(8)) == before
 
 
 def test_names_of_what_is_open(mount: Mount) -> None:

@@ -80,6 +80,7 @@ class Layer:
         "cache",
         "cloned",
         "device",
+        "has_submounts",
         "idmapped",
         "inode",
         "operations",
@@ -106,6 +107,8 @@ class Layer:
         if not writable:
             descriptor = self._clone(descriptor)
         status = os.fstat(descriptor)
+        self.has_submounts: Final = not self.cloned and not writable
+        """Whether other mounts, our own among them, may show inside: they must not be entered."""
         self.device = status.st_dev
         self.inode = status.st_ino
         self.root = LayerObject(self, None, b"")
@@ -145,11 +148,6 @@ class Layer:
             return self.root.open_for_listing()
         except OSError:
             return -1
-
-    @property
-    def has_submounts(self) -> bool:
-        """Whether other mounts, our own among them, may show inside: they must not be entered."""
-        return not self.cloned and not self.writable
 
     def open_handle(self, kind: int, handle: bytes) -> LayerObject:
         """Open an object of this layer's file system by its file handle; close it after use."""
@@ -314,6 +312,14 @@ class LayerObject:
 
     status_on_disk = status
     """The same, whatever a layer that keeps records says of the object."""
+
+    def status_of(self, name: bytes) -> os.stat_result:
+        """Return the status of the object that has a name in this directory."""
+        layer = self.layer
+        if layer.has_submounts:
+            return self.child(name).status()
+        layer.operations += 1
+        return os.stat(name, dir_fd=self.descriptor(), follow_symlinks=False)
 
     def birth_time(self) -> int | None:
         """Return when the object was created, in ns since the epoch, None where that isn't known."""

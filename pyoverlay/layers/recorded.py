@@ -73,6 +73,10 @@ class RecordedObject(LayerObject):
         except ValueError:
             raise error(errno.EINVAL) from None
 
+    def status_of(self, name: bytes) -> os.stat_result:
+        """Return the status that the record of what has a name in this directory tells."""
+        return self.child(name).status()
+
     def read_link(self) -> bytes:
         """Return a symlink's target; one that the record made of a regular file has it as its data."""
         if stat.S_ISLNK(self.status_on_disk().st_mode):

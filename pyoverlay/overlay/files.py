@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from pyoverlay.layers.layer import LayerObject
 from pyoverlay.overlay.attributes import AttributeChanges
 from pyoverlay.overlay.copy_up import CopyUps
 from pyoverlay.overlay.lookup import Lookup
@@ -37,8 +36,8 @@ class OpenFile:
         "may_map_writable",
         "node",
         "nodeid",
+        "of_upper",
         "retired",
-        "source",
         "synchronous",
         "writable",
     )
@@ -49,7 +48,8 @@ class OpenFile:
         self.nodeid = node.nodeid
         """By which of the node's nodeids it was opened; 0 for a new file, unknown to the kernel as yet."""
         self.descriptor = descriptor
-        self.source: LayerObject = node.real
+        self.of_upper = node.upper is not None
+        """Whether the descriptor is the upper's, and no lower's."""
         self.writable = is_for_writing(flags)
         self.may_map_writable = flags & os.O_ACCMODE == os.O_RDWR
         self.executed = bool(flags & EXECUTED)
@@ -100,10 +100,10 @@ class Files:
     def current_descriptor(file: OpenFile) -> int:
         """Return the descriptor of what the file is now, to ask where its data is."""
         node = file.node
-        if file.source is not node.real and not file.writable:
+        if node.upper is not None and not file.of_upper and not file.writable:
             file.retired.append(file.descriptor)
-            file.descriptor = node.real.open(os.O_RDONLY)
-            file.source = node.real
+            file.descriptor = node.upper.open(os.O_RDONLY)
+            file.of_upper = True
         return file.descriptor
 
     def write(self, file: OpenFile, offset: int, data: bytes | memoryview) -> int:

@@ -35,6 +35,10 @@ def undo_shift(layer: Layer, ids: ShownIds) -> None:
             user, group = _on_disk(ids.users, seen.st_uid), _on_disk(ids.groups, seen.st_gid)
             return shown(seen, Record(user, group, seen.st_mode, seen.st_rdev))
 
+        def status_of(self, name: bytes) -> os.stat_result:
+            """Return the status with the owner on disk of what has a name in this directory."""
+            return self.child(name).status()
+
         def attribute(self, name: bytes) -> bytes:
             """Return the value of an extended attribute with the ids on disk, or raise OSError ENODATA."""
             value = super().attribute(name)

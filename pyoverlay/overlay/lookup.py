@@ -37,16 +37,6 @@ class DirectoryMarks:
     redirect: marks.Redirect | None = None
 
 
-@dataclass(slots=True)
-class Found:
-    """What a name is: its places, topmost first (a merged directory has several), and the first's status."""
-
-    objects: list[LayerObject]
-    status: os.stat_result
-    attribute_names: tuple[bytes, ...] | None = None
-    """Its extended attributes, where they had to be read."""
-
-
 class Lookup:
     """Finds names and makes nodes."""
 
@@ -94,11 +84,10 @@ class Lookup:
             raise error(errno.ENAMETOOLONG)
         if known is None and (parent.loaded or parent.unlinked or marks.is_aufs_mark(name)):
             raise error(errno.ENOENT)
-        found = self._search(parent, name, known)
-        if found is None:
+        node = self._search(parent, name, known)
+        if node is None:
             parent.entries.pop(name, None)
             raise error(errno.ENOENT)
-        node = self._make_node(parent, name, found)
         self.nodes.add_name(node, parent, name)
         return node
 
@@ -109,32 +98,32 @@ class Lookup:
         parent.lookups_unloaded += 1
         return parent.lookups_unloaded > _LOOKUPS_BEFORE_LOADING
 
-    def _search(self, parent: Directory, name: bytes, known: tuple[LayerObject, ...] | None) -> Found | None:
+    def _search(self, parent: Directory, name: bytes, known: tuple[LayerObject, ...] | None) -> Node | None:
         """fs/overlayfs/namei.c: ovl_lookup.  ``known`` are the directories in which the name was seen."""
         directories = parent.contributors() if known is None else known
         objects: list[LayerObject] = []
         status: os.stat_result | None = None
         for directory in directories:
-            candidate = directory.child(name)
-            seen = self._status(candidate)
+            seen = self._status(directory, name)
             hides_below = known is None and self._has_aufs_whiteout(directory, name)
             if seen is None:
                 if hides_below:
                     break
                 continue
-            names = self._attributes_of_empty(candidate, seen)
-            if self._says_whiteout(seen, names):
-                break
             if not stat.S_ISDIR(seen.st_mode):
-                if not objects:
-                    return Found([candidate], seen, self._suspect_metacopy(parent, candidate, seen, names))
-                break
+                names = self._attributes_of_empty(directory, name, seen)
+                if objects or self._says_whiteout(seen, names):
+                    break
+                if directory.layer is self.stack.upper:
+                    return self._make_upper_file(parent, directory.child(name), seen)
+                return self._make_lower_file(parent, directory, name, seen, names)
             self._refuse_trap(seen)
+            candidate = directory.child(name)
             objects.append(candidate)
             status = status or seen
             if hides_below or not self._merges_below(candidate, parent, objects):
                 break
-        return Found(objects, status) if status else None
+        return self._make_directory(objects, status) if status else None
 
     def _merges_below(self, candidate: LayerObject, parent: Directory, objects: list[LayerObject]) -> bool:
         """Read a directory's marks; a redirect adds the objects it leads to."""
@@ -181,14 +170,13 @@ class Lookup:
         current, absolute, hidden = start, path.absolute, False
         renamed: tuple[bytes, ...] = ()
         for position, component in enumerate(path.names):
-            candidate = current.child(component)
-            seen = self._status(candidate)
+            seen = self._status(current, component)
             if seen is None:
                 hidden |= self._has_aufs_whiteout(current, component)
                 return None, None if hidden else marks.Redirect(renamed + path.names[position:], absolute)
-            if self._is_whiteout(candidate, seen) or not stat.S_ISDIR(seen.st_mode):
+            if not stat.S_ISDIR(seen.st_mode):
                 return None, None
-            current = candidate
+            current = current.child(component)
             found = self.directory_marks(current)
             if found.opaque or found.redirect is None:
                 hidden |= found.opaque
@@ -216,10 +204,9 @@ class Lookup:
                 return known.upper is None or name in parent.covered
             return name in parent.covered or (known is not None and known[0] is not parent.upper)
         for directory in parent.lowers:
-            candidate = directory.child(name)
-            seen = self._status(candidate)
+            seen = self._status(directory, name)
             if seen is not None:
-                return not self._is_whiteout(candidate, seen)
+                return not self._says_whiteout(seen, self._attributes_of_empty(directory, name, seen))
             if self._has_aufs_whiteout(directory, name):
                 return False
         return False
@@ -227,19 +214,16 @@ class Lookup:
     # One object
 
     @staticmethod
-    def _status(candidate: LayerObject) -> os.stat_result | None:
+    def _status(directory: LayerObject, name: bytes) -> os.stat_result | None:
         try:
-            return candidate.status()
+            return directory.status_of(name)
         except OSError as failure:
             if failure.errno in _ABSENT:
                 return None
             raise
 
     def _has_aufs_whiteout(self, directory: LayerObject, name: bytes) -> bool:
-        return self._status(directory.child(marks.aufs_whiteout(name))) is not None
-
-    def _is_whiteout(self, candidate: LayerObject, status: os.stat_result) -> bool:
-        return self._says_whiteout(status, self._attributes_of_empty(candidate, status))
+        return self._status(directory, marks.aufs_whiteout(name)) is not None
 
     def _says_whiteout(self, status: os.stat_result, names: tuple[bytes, ...] | None) -> bool:
         """Tell a whiteout by its device number, or by the attributes of an empty file in a lower."""
@@ -248,12 +232,12 @@ class Lookup:
         return names is not None and self.stack.dialect.attribute("whiteout") in names
 
     def _attributes_of_empty(
-        self, candidate: LayerObject, status: os.stat_result
+        self, directory: LayerObject, name: bytes, status: os.stat_result
     ) -> tuple[bytes, ...] | None:
         """Return the names of the attributes of a lower's empty file, which may be more than that."""
-        if status.st_size or not stat.S_ISREG(status.st_mode) or candidate.layer.writable:
+        if status.st_size or not stat.S_ISREG(status.st_mode) or directory.layer.writable:
             return None
-        return self._attribute_names(candidate)
+        return self._attribute_names(directory.child(name))
 
     def _refuse_trap(self, status: os.stat_result) -> None:
         """A lower that contains the upper or the work directory must not show it (ovl_setup_trap)."""
@@ -263,26 +247,23 @@ class Lookup:
     def _suspect_metacopy(
         self,
         parent: Directory,
-        candidate: LayerObject,
+        directory: LayerObject,
+        name: bytes,
         status: os.stat_result,
-        names: tuple[bytes, ...] | None,
     ) -> tuple[bytes, ...] | None:
         """Refuse a lower file of metadata only, asking just those that may be one.
 
         Such a file has no data blocks, but one block of attributes may be counted; an overlay that made it
         has marked its directory as impure.  Opening a file asks for certain; so does the lookup of an upper
-        file, whose attributes are read anyway.  Returns the names of the attributes, if they were read;
-        ``names`` are those of an empty file.
+        file, whose attributes are read anyway.  Returns the names of the attributes, if they were read.
         """
-        if names is not None:
-            return self._refuse_metacopy(names)
-        if candidate.layer.writable or not status.st_size or not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return None
         allocated = status.st_blocks * _BLOCK
         if allocated < status.st_size or (
-            allocated <= status.st_blksize and candidate.parent in self._impure_lowers(parent)
+            allocated <= status.st_blksize and directory in self._impure_lowers(parent)
         ):
-            return self._refuse_metacopy(self._attribute_names(candidate))
+            return self._refuse_metacopy(self._attribute_names(directory.child(name)))
         return None
 
     def _impure_lowers(self, directory: Directory) -> tuple[LayerObject, ...]:
@@ -335,7 +316,7 @@ class Lookup:
         """Read the marks of a layer's directory, in every dialect."""
         found = self.attribute_marks(directory)
         if not found.opaque:
-            found.opaque = self._status(directory.child(marks.AUFS_OPAQUE)) is not None
+            found.opaque = self._status(directory, marks.AUFS_OPAQUE) is not None
         return found
 
     def attribute_marks(self, directory: LayerObject) -> DirectoryMarks:
@@ -359,34 +340,47 @@ class Lookup:
 
     # Nodes
 
-    def _make_node(self, parent: Directory, name: bytes, found: Found) -> Node:
-        top = found.objects[0]
-        upper = top if top.layer is self.stack.upper else None
-        status = found.status
-        file_type = stat.S_IFMT(status.st_mode)
-        if file_type == stat.S_IFDIR:
-            node: Node = self._make_directory(upper, found)
-        elif upper is None:
-            node = Node(file_type, self.numbers.number(top.layer, status.st_ino), None, top)
-            node.attribute_names = found.attribute_names
+    def _make_lower_file(
+        self,
+        parent: Directory,
+        directory: LayerObject,
+        name: bytes,
+        status: os.stat_result,
+        names: tuple[bytes, ...] | None,
+    ) -> Node:
+        """``names`` are those of an empty file's extended attributes."""
+        if names is None:
+            names = self._suspect_metacopy(parent, directory, name, status)
         else:
-            # Also with one name left: a descriptor may be open that came by another.
-            known = self.nodes.hard_link(link_key(status))
-            if known is not None:
-                return known
-            node = Node(file_type, self._upper_inode(parent, name, upper, status), upper, None)
-            if status.st_nlink > 1:
-                self.nodes.register_hard_link(link_key(status), node)
+            self._refuse_metacopy(names)
+        inode = self.numbers.number(directory.layer, status.st_ino)
+        node = Node(stat.S_IFMT(status.st_mode), inode, None, directory)
+        node.attribute_names = names
         node.attributes = self.make_attributes(node, status)
         return node
 
-    def _make_directory(self, upper: LayerObject | None, found: Found) -> Directory:
+    def _make_upper_file(self, parent: Directory, upper: LayerObject, status: os.stat_result) -> Node:
+        # Also with one name left: a descriptor may be open that came by another.
+        known = self.nodes.hard_link(link_key(status))
+        if known is not None:
+            return known
+        inode = self._upper_inode(parent, upper.name, upper, status)
+        node = Node(stat.S_IFMT(status.st_mode), inode, upper, None)
+        if status.st_nlink > 1:
+            self.nodes.register_hard_link(link_key(status), node)
+        node.attributes = self.make_attributes(node, status)
+        return node
+
+    def _make_directory(self, objects: list[LayerObject], status: os.stat_result) -> Directory:
         """A merged directory has the number of its topmost lower (fs/overlayfs/inode.c: ovl_getattr)."""
-        lowers = tuple(found.objects if upper is None else found.objects[1:])
-        top = found.objects[0]
+        top = objects[0]
+        upper = top if top.layer is self.stack.upper else None
+        lowers = tuple(objects if upper is None else objects[1:])
         numbered = lowers[0] if lowers else top
-        status = found.status if numbered is top else numbered.status()
-        return Directory(self.numbers.number(numbered.layer, status.st_ino), upper, lowers)
+        real = status if numbered is top else numbered.status()
+        directory = Directory(self.numbers.number(numbered.layer, real.st_ino), upper, lowers)
+        directory.attributes = self.make_attributes(directory, status)
+        return directory
 
     def _upper_inode(self, parent: Directory, name: bytes, upper: LayerObject, status: os.stat_result) -> int:
         """Return the inode number that the file had before it was copied up, else its own."""

@@ -61,8 +61,8 @@ class Node:
     """One object of the merged tree.
 
     ``parent`` and ``name`` are one of its names (hard links have more, in ``aliases``).  ``upper`` is its
-    place in the upper, ``lower`` the place of its data in a lower until it is copied up.  ``attributes``
-    are kept until something changes them: we are the only writer.
+    place in the upper, ``lower_directory`` the directory in which it has its data in a lower, under its name,
+    until it is copied up.  ``attributes`` are kept until something changes them: we are the only writer.
     """
 
     __slots__ = (
@@ -72,7 +72,7 @@ class Node:
         "inode",
         "link_key",
         "lookups",
-        "lower",
+        "lower_directory",
         "name",
         "nodeid",
         "parent",
@@ -96,7 +96,7 @@ class Node:
     """Whether it may have any of them: False once they were cleared, until its attributes are changed."""
 
     def __init__(
-        self, file_type: int, inode: int, upper: LayerObject | None, lower: LayerObject | None
+        self, file_type: int, inode: int, upper: LayerObject | None, lower_directory: LayerObject | None
     ) -> None:
         """Describe an object; the node table gives it names, and a nodeid when the kernel hears of it."""
         self.nodeid = 0
@@ -106,7 +106,7 @@ class Node:
         self.file_type = file_type
         self.inode = inode
         self.upper = upper
-        self.lower = lower
+        self.lower_directory = lower_directory
         self.attributes: Attributes | None = None
         self.attribute_names: tuple[bytes, ...] | None = None
         """Where known: on disk it has no extended attributes but these, or fewer."""
@@ -117,6 +117,15 @@ class Node:
         self.protection: int | None = None
         """Whether it is immutable, append-only, both or neither (`protection`); None when it isn't known."""
         self.rare: dict[str, Any] | None = None
+
+    @property
+    def lower(self) -> LayerObject | None:
+        """The place of its data in a lower, unless it was in the upper when it was found.
+
+        Made when somebody asks: of most files, nobody asks more than what the lookup told.  Nothing that is
+        in a lower alone is renamed, so it has its name there.
+        """
+        return None if self.lower_directory is None else self.lower_directory.child(self.name)
 
     @property
     def real(self) -> LayerObject:
@@ -172,7 +181,7 @@ class Directory(Node):
 
     def __init__(self, inode: int, upper: LayerObject | None, lowers: tuple[LayerObject, ...]) -> None:
         """Describe a directory."""
-        super().__init__(stat.S_IFDIR, inode, upper, lowers[0] if lowers else None)
+        super().__init__(stat.S_IFDIR, inode, upper, None)
         self.lowers = lowers
         self.entries: dict[bytes, Node | tuple[LayerObject, ...]] = {}
         self.loaded = False
@@ -187,6 +196,11 @@ class Directory(Node):
         """Those of the lowers that bear it; None when they weren't asked."""
         self.inheritance: Inheritance | None = None
         """What the upper hands on to new objects, kept until its attributes change."""
+
+    @property
+    def lower(self) -> LayerObject | None:
+        """The topmost of its lowers, if it has any."""
+        return self.lowers[0] if self.lowers else None
 
     @property
     def is_merged(self) -> bool:
@@ -290,7 +304,12 @@ class NodeTable:
             self._hard_links[node.link_key] = node
         was_referenced = node.referenced
         node.lookups += 1
-        if not was_referenced:
+        if was_referenced:
+            return
+        parent = node.parent
+        if node.rare is None and parent is not None and parent.lookups:
+            parent.referenced_children += 1  # mostly that is all there is to do
+        else:
             _reference(node)
 
     def supersede(self, node: Node) -> None:

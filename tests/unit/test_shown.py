@@ -42,7 +42,7 @@ def test_device_numbers_are_told_whole(tmp_path: Path) -> None:
 
 
 def test_the_layout_is_what_fuse_tells(tmp_path: Path) -> None:
-    """struct fuse_attr: inode first, mode and link count at 60 and 64, and 88 bytes in all."""
+    """As struct fuse_attr: inode first, mode and link count at 60 and 64, and 88 bytes in all."""
     attributes = shown.pack(tmp_path.stat(), 77, 5, 0, 0)
     assert len(attributes) == 88
     assert struct.unpack_from("=Q52xII", attributes) == (77, tmp_path.stat().st_mode, 5)

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from pyoverlay.fuse import messages, wire
 from pyoverlay.fuse.answers import Answers, caller_of, change_of
 from pyoverlay.fuse.device import max_transfer
-from pyoverlay.fuse.reading import read_from_cache
+from pyoverlay.fuse.reading import QuickReads
 from pyoverlay.fuse.wire import Buffer, Opcode
 from pyoverlay.layers.syscalls import FLAG_COMMANDS, error
 from pyoverlay.overlay.filesystem import (
@@ -74,6 +74,7 @@ class FastPath:
         self._transport = transport
         self._answers = Answers(filesystem, transport.opened)
         self._entry = self._answers.entry
+        self._reads = QuickReads()
         self._read_buffer = memoryview(bytearray(max_transfer(filesystem.stack.options)))
         self._handlers: dict[int, Handler] = {
             int(Opcode.LOOKUP): self._lookup,
@@ -249,10 +250,10 @@ class FastPath:
         return self._answers.created(node, handle)
 
     def _read(self, _nodeid: int, message: memoryview) -> Buffer:
-        """Read what is in the page cache.  For the rest others wait."""
+        """Read what is in the page cache, or will be in no time.  For the rest others wait."""
         handle, offset, size = messages.READ.unpack_from(message, messages.BODY)
         descriptor = self._filesystem.descriptor_for_reading(handle)
-        data = read_from_cache(descriptor, self._read_buffer[:size], offset)
+        data = self._reads.read(descriptor, self._read_buffer[:size], offset)
         if data is None:
             self._transport.read_later(messages.unique_of(message), descriptor, size, offset)
             raise _AnsweredLater

@@ -34,7 +34,7 @@ from pyfuse3 import (
 
 from pyoverlay.fuse.copying import CopyUpQueue
 from pyoverlay.fuse.loading import DirectoryLoads
-from pyoverlay.fuse.reading import read_from_cache
+from pyoverlay.fuse.reading import QuickReads
 from pyoverlay.fuse.wire import NAME_ONLY
 from pyoverlay.overlay.filesystem import (
     Caller,
@@ -98,6 +98,7 @@ class OverlayOperations(pyfuse3.Operations):
         self._transport = transport
         self._queue = queue
         self._loads = DirectoryLoads()
+        self._reads = QuickReads()
         self._timeout = options.timeout
         self._skips_sync = options.volatile
 
@@ -357,9 +358,9 @@ class OverlayOperations(pyfuse3.Operations):
 
     @_answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        """Read; what isn't in the page cache is waited for in a worker thread."""
+        """Read; what isn't in the page cache, nor soon will be, is waited for in a worker thread."""
         descriptor = self._filesystem.descriptor_for_reading(fh)
-        data = read_from_cache(descriptor, memoryview(bytearray(size)), off)
+        data = self._reads.read(descriptor, memoryview(bytearray(size)), off)
         if data is None:
             return await trio.to_thread.run_sync(os.pread, descriptor, size, off)
         return bytes(data)

@@ -1,9 +1,9 @@
 """Is data in the page cache, and who waits for the disk if not, or for data that is written through to it?
 
-A few threads do, which answer the kernel themselves: a small file that is read for the first time must wait
-for the disk, and a way through pyfuse3 and trio's threads would cost it as much again; a long message doesn't
-even fit the pair to pyfuse3.  They know nothing but a descriptor, or what writes, and the request that it is
-for; the kernel releases no file while one of its reads or writes goes on.
+What a quick disk brings in no time is awaited by whoever asks for it.  For the rest a few threads wait, which
+answer the kernel themselves: a way through pyfuse3 and trio's threads would cost as much again, and a long
+message doesn't even fit the pair to pyfuse3.  They know nothing but a descriptor, or what writes, and the
+request that it is for; the kernel releases no file while one of its reads or writes goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -22,28 +23,64 @@ from pyoverlay.fuse.wire import Buffer
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 4
-_NOT_THERE: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
+
+SECONDS_OF_PATIENCE: Final = 200e-6
+"""How long data from the disk is awaited awake.  A solid-state disk needs a third of it for a page; to hand a
+read to a thread, and to be woken on another processor, costs as much as the disk does."""
+READS_UNWAITED: Final = 16
+"""How many reads of data that isn't there are left to others at once, after one was awaited in vain: so a
+slow disk holds nobody up."""
 
 _Transfer = tuple[int, Callable[[], Buffer]]
 """Request, and what makes the body of its answer."""
 
 
-def read_from_cache(descriptor: int, buffer: memoryview, offset: int) -> memoryview | None:
+def read_from_cache(
+    descriptor: int, buffer: memoryview, offset: int, seconds: float = 0
+) -> memoryview | None:
     """Read from the page cache alone: preadv2(2), RWF_NOWAIT.
+
+    What isn't there is asked of the disk all the same, and looked for again for ``seconds``.
 
     Returns:
         What ``buffer`` has of it, less than its size at the end of the file; None when part of it must be
         waited for.
     """
-    try:
-        count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-    except OSError as failure:
-        if failure.errno in _NOT_THERE:
-            return None
-        raise
-    if count == len(buffer) or offset + count >= os.fstat(descriptor).st_size:
-        return buffer[:count]
-    return None
+    size = len(buffer)
+    count = 0
+    end = 0.0
+    while True:
+        try:
+            read = os.preadv(descriptor, [buffer[count:] if count else buffer], offset + count, os.RWF_NOWAIT)
+        except OSError as failure:
+            if failure.errno == errno.EOPNOTSUPP:
+                return None
+            if failure.errno != errno.EAGAIN:
+                raise
+            now = time.monotonic()
+            end = end or now + seconds
+            if now >= end:
+                return None
+            os.sched_yield()
+        else:
+            count += read
+            if count == size or not read:
+                return buffer[:count]
+
+
+class QuickReads:
+    """Reads of what is in the page cache, or comes there in no time."""
+
+    def __init__(self) -> None:
+        """Expect the disk to be quick."""
+        self._unwaited = 0
+
+    def read(self, descriptor: int, buffer: memoryview, offset: int) -> memoryview | None:
+        """Read as `read_from_cache` does, with patience for a disk that was quick the last time."""
+        data = read_from_cache(descriptor, buffer, offset, 0 if self._unwaited else SECONDS_OF_PATIENCE)
+        if data is None:
+            self._unwaited = self._unwaited - 1 if self._unwaited else READS_UNWAITED
+        return data
 
 
 class WaitingTransfers:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyoverlay.fuse import messages
+from pyoverlay.fuse import messages, reading
 from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE
 from pyoverlay.fuse.wire import Opcode
@@ -392,7 +392,10 @@ def test_a_big_directory_is_left(lower: Path, kernel: Kernel) -> None:
     assert open_descriptors() == before
 
 
-def test_data_that_is_not_cached_is_read_later(lower: Path, kernel: Kernel) -> None:
+def test_data_that_a_slow_disk_has_is_read_later(
+    lower: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "SECONDS_OF_PATIENCE", 0)
     file = lower / "file"
     file.write_bytes(b"x" * 100_000)
     handle = kernel.open(kernel.lookup(b"file"))

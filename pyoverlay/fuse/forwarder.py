@@ -176,9 +176,18 @@ class Forwarder:
 
         While requests are under way, tasks and worker threads must be seen to at once.
         """
-        if self._in_flight or not self._poll.poll(_PATIENCE_MS):
-            await trio.lowlevel.wait_readable(self._exchange.device)
-            self._last_yield = time.monotonic()
+        if not self._in_flight and (self._poll.poll(_PATIENCE_MS) or await self._tidy_up()):
+            return
+        await trio.lowlevel.wait_readable(self._exchange.device)
+        self._last_yield = time.monotonic()
+
+    async def _tidy_up(self) -> bool:
+        """Do what was put off until nobody asks for anything; tell whether somebody does again."""
+        while self._filesystem.tidy_up() and not self._reading.cancel_called:
+            if self._poll.poll(0):
+                return True
+            await self._yield()
+        return False
 
     async def _forward(self, request: Request) -> bool:
         """Pass a request on to pyfuse3; False when it isn't, but was or will be answered instead."""

@@ -10,10 +10,12 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import logging
 import os
 import resource
 import stat
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,6 +24,8 @@ from pyoverlay.layers.layer import DescriptorCache, Layer, LayerObject
 from pyoverlay.layers.override_stat import CONTAINERS, FUSE_OVERLAYFS, PRIVILEGED, Spelling
 from pyoverlay.layers.recorded import begin_records, keep_records, spelling_of
 from pyoverlay.options import MountOptions, OverlayError
+
+log = logging.getLogger(__name__)
 
 _DESCRIPTORS_LEFT_TO_FILES: Final = 4
 _MOST_DIRECTORY_DESCRIPTORS: Final = 4096
@@ -38,6 +42,11 @@ _NEVER_LINKED: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV})
 _NOT_LINKED: Final = _NEVER_LINKED | {errno.EMLINK, errno.ENOENT}
 """Why a whiteout can't be one more name of the last one, though it can be made."""
 
+_MOST_DISCARDED: Final = 1024
+"""Directories that wait for their removal."""
+_REMOVED_AT_ONCE: Final = 16
+"""Names that are unlinked before somebody looks for requests again: some 0.2 ms."""
+
 
 class WorkDirectory:
     """The directory ``workdir/work``: where objects are prepared before one rename or link shows them.
@@ -53,6 +62,7 @@ class WorkDirectory:
         self._numbers = itertools.count()
         self._whiteout: LayerObject | None = None
         self._shares_whiteouts = True
+        self._discarded: deque[_Discarded] = deque()
 
     def new_name(self) -> bytes:
         """Return a name that nothing in the work directory has."""
@@ -68,6 +78,30 @@ class WorkDirectory:
             with contextlib.suppress(FileNotFoundError):
                 self.root.remove_tree(name)
             raise
+
+    def discard(self, name: bytes) -> None:
+        """Have the directory ``name`` here removed when there is time for it, at the latest by `clean`.
+
+        It was moved here with whiteouts in it: nobody waits until each of them is unlinked.  The kernel's
+        next mount cleans up after a crash, as it does itself.
+        """
+        self._discarded.append(_Discarded(self.root, name))
+        while len(self._discarded) > _MOST_DISCARDED:
+            self.remove_discarded()
+
+    def remove_discarded(self) -> bool:
+        """Remove a part of what was discarded, so little that others can wait; tell whether there is more."""
+        if not self._discarded:
+            return False
+        oldest = self._discarded[0]
+        try:
+            is_gone = oldest.remove(_REMOVED_AT_ONCE)
+        except OSError as failure:
+            log.warning("%s in the work directory can't be removed: %s", os.fsdecode(oldest.name), failure)
+            is_gone = True
+        if is_gone:
+            self._discarded.popleft()
+        return bool(self._discarded)
 
     def make_whiteout(self, directory: LayerObject, name: bytes) -> None:
         """Make a whiteout of the upper, or here.  Raises OSError EEXIST.
@@ -107,9 +141,31 @@ class WorkDirectory:
     def clean(self) -> None:
         """Remove whatever a former mount left, but the marks of incompatible features."""
         self._whiteout = None
+        self._discarded.clear()
         for name, _kind in self.root.list_entries():
             if name != b"incompat":
                 self.root.remove_tree(name)
+
+
+class _Discarded:
+    """A directory on its way out."""
+
+    def __init__(self, work: LayerObject, name: bytes) -> None:
+        self.name = name
+        self._work = work
+        self._entries: list[tuple[bytes, int]] | None = None
+
+    def remove(self, most: int) -> bool:
+        """Remove ``most`` of the entries; tell whether the directory has gone, too."""
+        directory = self._work.child(self.name)
+        if self._entries is None:
+            self._entries = directory.list_entries()
+        for _ in range(min(most, len(self._entries))):
+            directory.remove_tree(self._entries.pop()[0])
+        if not self._entries:
+            self._work.remove_tree(self.name)
+        self._work.layer.cache.forget(directory)
+        return not self._entries
 
 
 class Stack:

@@ -275,7 +275,7 @@ class Namespace:
             work.make_whiteout(work.root, temporary)
             work.root.rename(temporary, upper, name, flags)
             if flags & RENAME_EXCHANGE:
-                work.root.remove_tree(temporary)
+                work.discard(temporary)
 
     def _remove_upper_directory(self, upper: LayerObject, name: bytes) -> None:
         try:
@@ -286,6 +286,7 @@ class Namespace:
             work = self._copy_ups.work
             temporary = work.new_name()
             upper.rename(name, work.root, temporary)
+            # At once, unlike a merged one: whoever has it open sees that it has no link left.
             work.root.remove_tree(temporary)
 
     def _hold_last_name(self, node: Node) -> None:

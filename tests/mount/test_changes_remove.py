@@ -19,6 +19,7 @@ from tests.harness.content import (
     make_whiteout,
     names,
 )
+from tests.mount.daemons import wait_until
 
 
 def test_removing_a_lower_file_leaves_a_whiteout_and_copies_nothing(
@@ -179,10 +180,21 @@ def test_removing_a_whole_tree_leaves_one_whiteout(stack: Stack, mount_overlay: 
     _remove_tree(mount.path / "d")
     assert is_whiteout(stack.upper / "d")
     assert names(stack.upper) == ["d"]
+    wait_until(lambda: left_in_work(stack.work) == [], "the removal of the whiteouts")
     mount.remount()
     assert names(mount.path) == []
     mount.unmount()
     assert left_in_work(stack.work) == []
+
+
+def test_unmounting_at_once_leaves_no_whiteouts_behind(stack: Stack, mount_overlay: MountFactory) -> None:
+    for number in range(3000):
+        make_file(stack.lower / "d" / f"file{number}")
+    mount = mount_overlay()
+    _remove_tree(mount.path / "d")
+    mount.unmount()
+    assert left_in_work(stack.work) == []
+    assert is_whiteout(stack.upper / "d")
 
 
 def _remove_tree(path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from tests.differential.upper import leftovers
 from tests.harness import Kind, Mount, MountFactory, Stack, fails_with, make_stack, snapshot
+from tests.harness.content import left_in_work, make_file
 from tests.harness.libc import umount
 from tests.mount.daemons import bytes_in_preparation, wait_for_end, wait_until
 
@@ -284,6 +285,24 @@ def test_dead_mount_answers_and_can_be_replaced(roomy: Stack) -> None:
         with Mount(Kind.PYOVERLAY, roomy) as again:
             assert (again.path / "written").read_text() == "before the end\n"
             assert sorted(os.listdir(again.path)) == ["sub", "written"]
+
+
+def test_daemon_killed_with_whiteouts_to_remove(stack: Stack) -> None:
+    """What a removed directory leaves in the work directory is cleaned up by the kernel's next mount, too."""
+    for number in range(3000):
+        make_file(stack.lower / "d" / f"file{number}")
+    with Mount(Kind.PYOVERLAY, stack) as mount:
+        assert mount.pid is not None
+        for path in (mount.path / "d").iterdir():
+            path.unlink()
+        (mount.path / "d").rmdir()
+        os.kill(mount.pid, signal.SIGKILL)
+        wait_for_end(mount.pid)
+    with Mount(Kind.KERNEL, stack) as mount:
+        assert "d" not in os.listdir(mount.path)
+        (mount.path / "d").mkdir()
+        assert os.listdir(mount.path / "d") == []
+    assert left_in_work(stack.work) == []
 
 
 # --- a killed caller ---------------------------------------------------------------------------------------

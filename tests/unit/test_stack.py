@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import tempfile
@@ -14,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from pyoverlay.layers.stack import LayerError, Stack
+from pyoverlay.layers.stack import LayerError, Stack, WorkDirectory
 from pyoverlay.options import MountOptions
 from tests.harness import Stack as LayerDirectories
 from tests.harness import snapshot
-from tests.harness.content import is_whiteout, make_file, make_whiteout
+from tests.harness.content import is_whiteout, make_directory, make_file, make_whiteout
 from tests.unit.vfs import mount_options, open_descriptors
 
 OpenStack = Callable[[MountOptions], Stack]
@@ -284,6 +285,61 @@ def test_leftovers_go_at_the_beginning_and_at_the_end(stack: LayerDirectories, o
     make_file(work / "#0")
     opened.clean_work_directory()
     assert os.listdir(work) == ["incompat"]
+
+
+def _discard(stack: LayerDirectories, work: WorkDirectory, whiteouts: int) -> Path:
+    name = work.new_name()
+    directory = make_directory(stack.work / "work" / os.fsdecode(name))
+    for number in range(whiteouts):
+        make_whiteout(directory / str(number))
+    work.discard(name)
+    return directory
+
+
+def test_what_is_discarded_goes_piece_by_piece(stack: LayerDirectories, open_stack: OpenStack) -> None:
+    opened = open_stack(mount_options(stack))
+    opened.prepare_work_directory()
+    assert opened.work is not None
+    full, empty, _last = (_discard(stack, opened.work, whiteouts) for whiteouts in (100, 0, 3))
+    before = open_descriptors()
+    steps = [len(os.listdir(full))]
+    while opened.work.remove_discarded() and full.exists():
+        steps.append(len(os.listdir(full)))
+    assert len(steps) > 4
+    assert max(more - less for more, less in itertools.pairwise(steps)) <= 20
+    assert empty.exists()
+    while opened.work.remove_discarded():
+        pass
+    assert os.listdir(stack.work / "work") == []
+    assert open_descriptors() == before
+
+
+def test_a_discarded_directory_that_has_gone_stops_nothing(
+    stack: LayerDirectories, open_stack: OpenStack
+) -> None:
+    opened = open_stack(mount_options(stack))
+    opened.prepare_work_directory()
+    assert opened.work is not None
+    _discard(stack, opened.work, 0).rmdir()
+    _discard(stack, opened.work, 2)
+    while opened.work.remove_discarded():
+        pass
+    assert os.listdir(stack.work / "work") == []
+
+
+def test_no_more_is_put_off_than_some(
+    stack: LayerDirectories, open_stack: OpenStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyoverlay.layers.stack._MOST_DISCARDED", 3)
+    opened = open_stack(mount_options(stack))
+    opened.prepare_work_directory()
+    assert opened.work is not None
+    for _ in range(10):
+        _discard(stack, opened.work, 40)
+        assert len(os.listdir(stack.work / "work")) <= 3
+    opened.clean_work_directory()
+    assert os.listdir(stack.work / "work") == []
+    assert not opened.work.remove_discarded()
 
 
 def test_volatile_leaves_a_mark_that_refuses_the_next_mount(

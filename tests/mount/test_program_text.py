@@ -222,7 +222,9 @@ def test_attributes_are_one_files_by_whatever_it_is_reached(mount: Mount) -> Non
 
 
 @pytest.mark.parametrize(
-    "change", [lambda path: os.truncate(path, 3), lambda path: path.write_bytes(b"")], ids=["truncated", "written"]
+    "change",
+    [lambda path: os.truncate(path, 3), lambda path: path.write_bytes(b"")],
+    ids=["truncated", "written"],
 )
 def test_flags_are_told_by_what_was_open_before(mount: Mount, change: Callable[[Path], object]) -> None:
     """The kernel opens the file again for lsattr(1), and has no name for it."""

@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from pyoverlay.fuse import wire
+from pyoverlay.fuse import messages, wire
 from pyoverlay.fuse.answers import caller_of
 from pyoverlay.fuse.device import MAX_PAIR_TRANSFER, max_transfer
 from pyoverlay.fuse.fast_path import FastPath
-from pyoverlay.fuse.passthrough import Passthrough
+from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE, Passthrough
 from pyoverlay.fuse.reading import WaitingTransfers
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.filesystem import Caller, Node, OverlayFilesystem
@@ -34,6 +34,7 @@ _SECONDS_OF_PATIENCE: Final = 50e-6
 """How long the next request is awaited awake: about what it costs to fall asleep, and to be woken on another
 processor.  So waiting is never much dearer than that, and mostly saves it."""
 _MAX_BACKGROUND: Final = 64
+_FOPEN_CACHE_DIR: Final = 1 << 3
 _PROTOCOL_MINOR: Final = 38
 """What libfuse 3.14 speaks, with which pyfuse3 is built at the earliest; later ones differ in nothing that
 the kernel makes depend on it."""
@@ -43,6 +44,7 @@ _INIT: Final = int(Opcode.INIT)
 _INTERRUPT: Final = int(Opcode.INTERRUPT)
 _READDIRPLUS: Final = int(Opcode.READDIRPLUS)
 _RELEASE: Final = int(Opcode.RELEASE)
+_RELEASEDIR: Final = int(Opcode.RELEASEDIR)
 _WRITE: Final = int(Opcode.WRITE)
 
 # As the only writer we know when data changes: the kernel need not guess from times and sizes.
@@ -56,6 +58,7 @@ _FEATURES: Final = (
     | wire.PARALLEL_DIROPS
     | wire.MAX_PAGES
     | wire.CACHE_SYMLINKS
+    | wire.NO_OPENDIR_SUPPORT
     | wire.EXPLICIT_INVAL_DATA
     | wire.HANDLE_KILLPRIV_V2
 )
@@ -63,6 +66,7 @@ _MISSED: Final = {
     "parallel lookups in a directory": wire.PARALLEL_DIROPS,
     "large requests": wire.MAX_PAGES,
     "cached symbolic links": wire.CACHE_SYMLINKS,
+    "listings without opening a directory": wire.NO_OPENDIR_SUPPORT,
     "data that stays cached": wire.EXPLICIT_INVAL_DATA,
     "writes that say whose they are": wire.HANDLE_KILLPRIV_V2,
     "passthrough": wire.PASSTHROUGH,
@@ -101,6 +105,7 @@ class Exchange:
         self._killing: dict[int, tuple[Node, Caller]] = {}
         """Requests under way that will clear a file's set-id bits unless they are refused, of whom."""
         self._closed = False
+        self._opens_directories = False
         self._on_ready = on_ready
         self._max_transfer = max_transfer(filesystem.stack.options)
         self._view = memoryview(bytearray(self._max_transfer + _ROOM_FOR_HEADERS))
@@ -153,12 +158,12 @@ class Exchange:
         if not wire.is_well_formed(opcode, message, self._max_transfer):
             self._refuse(opcode, unique)
             return None
-        if opcode == _INTERRUPT:
-            self.on_interrupt(wire.interrupted_unique(message))
-            return None
         if opcode == _INIT:
             self._answer_init(unique, message)
             return Request(opcode, pid, unique, message)
+        if opcode in wire.ANSWERED_WITHOUT_FILE_SYSTEM:
+            self._answer_by_itself(opcode, unique, message)
+            return None
         self._look_at_flags(opcode, unique, nodeid, message)
         if self._fast_path is not None:
             answer = self._fast_path.answer(opcode, unique, nodeid, message)
@@ -167,9 +172,8 @@ class Exchange:
                 if answer:
                     self.write(unique, *answer)
                 return None
-            if opcode == _READDIRPLUS:
-                # A shorter answer is as good, and fits the pair.
-                wire.limit_size(message, MAX_PAIR_TRANSFER)
+        if opcode in wire.NAMES_OPEN_DIRECTORY:
+            _prepare_for_pyfuse3(opcode, nodeid, message)
         return Request(opcode, pid, unique, message)
 
     def _refuse(self, opcode: int, unique: int) -> None:
@@ -178,6 +182,26 @@ class Exchange:
         log.error("%s of the kernel is malformed", wire.opcode_name(opcode))
         if opcode not in wire.WITHOUT_ANSWER and opcode != _INTERRUPT:
             self.write(unique, wire.error_reply(unique, errno.EINVAL))
+
+    def _answer_by_itself(self, opcode: int, unique: int, message: memoryview) -> None:
+        if opcode == _INTERRUPT:
+            self.on_interrupt(wire.interrupted_unique(message))
+        elif opcode == _RELEASEDIR:
+            self.write(unique, wire.answer_header(unique, 0))
+        else:
+            self._answer_open_directory(unique)
+
+    def _answer_open_directory(self, unique: int) -> None:
+        """Let the kernel keep the listings of directories until names change, and open them by itself.
+
+        It does so once OPENDIR is refused as unknown (fs/fuse/file.c: fuse_file_open).  The kernel checks
+        who may read; to list a directory takes no more than its nodeid.
+        """
+        if self._opens_directories:
+            answer = messages.opened_answer(0, FOPEN_KEEP_CACHE | _FOPEN_CACHE_DIR, 0)
+            self.write(unique, wire.answer_header(unique, len(answer)) + answer)
+        else:
+            self.write(unique, wire.error_reply(unique, errno.ENOSYS))
 
     def _answer_init(self, unique: int, message: memoryview) -> None:
         offers = wire.init_request(message)
@@ -190,6 +214,7 @@ class Exchange:
             flags |= (wire.PASSTHROUGH | wire.INIT_EXT) & offers.flags
         if flags & wire.PASSTHROUGH:
             self._passthrough.enable()
+        self._opens_directories = not flags & wire.NO_OPENDIR_SUPPORT
         self._tell_what_is_missing(flags)
         readahead = min(offers.max_readahead, self._max_transfer)
         # What doesn't work over a pair of sockets is hidden from libfuse, which gets the message, too.
@@ -260,6 +285,10 @@ class Exchange:
         """Make the kernel ask again for a node's attributes."""
         self.write(0, wire.invalidate_attributes(nodeid))
 
+    def invalidate_listing(self, nodeid: int) -> None:
+        """Make the kernel ask again for a directory's names."""
+        self.write(0, wire.invalidate_listing(nodeid))
+
     def close(self) -> None:
         """Close the device: whoever still waits for an answer gets ENOTCONN."""
         self._waiting.close()
@@ -269,3 +298,11 @@ class Exchange:
 
 def _interrupt_nothing(_unique: int) -> None:
     """Let what can't be interrupted go on."""
+
+
+def _prepare_for_pyfuse3(opcode: int, nodeid: int, message: memoryview) -> None:
+    """Let a request about an open directory have its nodeid as handle: pyfuse3 tells no more than that."""
+    wire.set_directory_handle(message, nodeid)
+    if opcode == _READDIRPLUS:
+        # A shorter answer is as good, and fits the pair.
+        wire.limit_size(message, MAX_PAIR_TRANSFER)

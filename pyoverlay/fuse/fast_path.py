@@ -47,6 +47,9 @@ class Transport(Protocol):
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
 
+    def invalidate_listing(self, nodeid: int) -> None:
+        """Make the kernel ask again for a directory's names."""
+
     def opened(self, handle: int) -> tuple[int, int]:
         """Decide how an opened file is read and written: FOPEN flags, and a backing file's number."""
 
@@ -99,9 +102,7 @@ class FastPath:
             int(Opcode.LISTXATTR): self._list_extended_attributes,
             int(Opcode.SETXATTR): self._set_extended_attribute,
             int(Opcode.REMOVEXATTR): self._remove_extended_attribute,
-            int(Opcode.OPENDIR): self._open_directory,
             int(Opcode.READDIRPLUS): self._read_directory,
-            int(Opcode.RELEASEDIR): self._release,
             int(Opcode.STATFS): self._file_system,
             int(Opcode.IOCTL): self._control,
         }
@@ -129,6 +130,8 @@ class FastPath:
         finally:
             for moved in self._filesystem.take_copied_up():
                 self._transport.invalidate_attributes(moved)
+            for listed in self._filesystem.take_changed_listings():
+                self._transport.invalidate_listing(listed)
         header = wire.answer_header(unique, len(body))
         # One piece is written faster than two, unless it must be copied for that.
         return [header + body] if len(body) < _SHORT else [header, body]
@@ -287,13 +290,10 @@ class FastPath:
 
     # Directories
 
-    def _open_directory(self, nodeid: int, _message: memoryview) -> Buffer:
-        return messages.opened_answer(self._filesystem.open_directory(nodeid), 0, 0)
-
-    def _read_directory(self, _nodeid: int, message: memoryview) -> Buffer:
-        handle, offset, room = messages.READ.unpack_from(message, messages.BODY)
+    def _read_directory(self, nodeid: int, message: memoryview) -> Buffer:
+        _, offset, room = messages.READ.unpack_from(message, messages.BODY)
         pieces: list[bytes] = []
-        for name, listed, next_offset in self._filesystem.read_directory(handle, offset):
+        for name, listed, next_offset in self._filesystem.read_directory(nodeid, offset):
             room -= messages.directory_entry_size(name)
             if room < 0:
                 break

@@ -66,6 +66,7 @@ class Forwarder:
         self._on_interrupt = on_interrupt
         exchange.on_interrupt = self._interrupt
         self.invalidate_attributes: Final = exchange.invalidate_attributes
+        self.invalidate_listing: Final = exchange.invalidate_listing
         self.opened: Final = exchange.opened
         self._in_flight: dict[int, Request] = {}
         self._idle = trio.Event()

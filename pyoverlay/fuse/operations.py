@@ -62,6 +62,9 @@ class Transport(Protocol):
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
 
+    def invalidate_listing(self, nodeid: int) -> None:
+        """Make the kernel ask again for a directory's names."""
+
 
 def _answers(handler: Handler) -> Handler:
     """Turn whatever a handler raises into an errno: anything but FUSEError would end the mount."""
@@ -105,6 +108,8 @@ class OverlayOperations(pyfuse3.Operations):
     def _pass_on(self) -> None:
         for nodeid in self._filesystem.take_copied_up():
             self._transport.invalidate_attributes(nodeid)
+        for nodeid in self._filesystem.take_changed_listings():
+            self._transport.invalidate_listing(nodeid)
         self._transport.make_room_for_reply()
 
     async def _run(self, pid: int, operation: Callable[[], Result]) -> Result:
@@ -395,13 +400,8 @@ class OverlayOperations(pyfuse3.Operations):
     # Directories
 
     @_answers
-    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        """Open a directory."""
-        return FileHandleT(self._filesystem.open_directory(inode))
-
-    @_answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """List a directory with everything that stat shows."""
+        """List a directory with everything that stat shows; its handle is its nodeid."""
         entries = await self._run(0, lambda: self._filesystem.read_directory(fh, start_id))
         told = False
         for name, listed, next_offset in entries:
@@ -432,13 +432,8 @@ class OverlayOperations(pyfuse3.Operations):
         return entry
 
     @_answers
-    async def releasedir(self, fh: FileHandleT) -> None:
-        """Close a directory."""
-        self._filesystem.release(fh)
-
-    @_answers
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        """Write a directory to stable storage."""
+        """Write a directory to stable storage; its handle is its nodeid."""
         if self._skips_sync:
             raise FUSEError(errno.ENOSYS)
         descriptor = self._filesystem.descriptor_for_sync(fh)

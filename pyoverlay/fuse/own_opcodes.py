@@ -36,6 +36,9 @@ class Transport(Protocol):
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
 
+    def invalidate_listing(self, nodeid: int) -> None:
+        """Make the kernel ask again for a directory's names."""
+
     def opened(self, handle: int) -> tuple[int, int]:
         """Decide how an opened file is read and written: FOPEN flags, and a backing file's number."""
 
@@ -156,6 +159,8 @@ class OwnOpcodes:
     def _pass_on(self) -> None:
         for nodeid in self._filesystem.take_copied_up():
             self._transport.invalidate_attributes(nodeid)
+        for nodeid in self._filesystem.take_changed_listings():
+            self._transport.invalidate_listing(nodeid)
 
     # Files without a name
 

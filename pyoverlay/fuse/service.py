@@ -125,7 +125,8 @@ class Service:
     def _requests_by_path(self) -> dict[str, int]:
         requests = self._exchange.requests
         at_once = self._exchange.answered_at_once
-        own = requests[wire.Opcode.INTERRUPT] + self._forwarder.answered + self._exchange.refused
+        own = sum(requests[opcode] for opcode in wire.ANSWERED_WITHOUT_FILE_SYSTEM)
+        own += self._forwarder.answered + self._exchange.refused
         return {
             "fast path": at_once,
             "pyfuse3": requests.total() - at_once - own,

@@ -72,6 +72,8 @@ ANSWERS_WITH_ENTRY: Final = frozenset(
     {Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE}
 )
 WITHOUT_ANSWER: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+ANSWERED_WITHOUT_FILE_SYSTEM: Final = frozenset({Opcode.INTERRUPT, Opcode.OPENDIR, Opcode.RELEASEDIR})
+NAMES_OPEN_DIRECTORY: Final = frozenset({Opcode.READDIRPLUS, Opcode.FSYNCDIR})
 MAY_KILL_PRIVILEGES: Final = frozenset({Opcode.WRITE, Opcode.SETATTR, Opcode.OPEN})
 
 # INIT flags
@@ -86,6 +88,7 @@ PARALLEL_DIROPS: Final = 1 << 18
 POSIX_ACL: Final = 1 << 20
 MAX_PAGES: Final = 1 << 22
 CACHE_SYMLINKS: Final = 1 << 23
+NO_OPENDIR_SUPPORT: Final = 1 << 24
 EXPLICIT_INVAL_DATA: Final = 1 << 25
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 
@@ -369,6 +372,17 @@ def invalidate_attributes(nodeid: int) -> bytes:
     """Make the notification that makes the kernel ask again for an inode's attributes, keeping its pages."""
     body = _INVALIDATE_INODE.pack(nodeid, -1, 0)
     return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), NOTIFY_INVALIDATE_INODE, 0) + body
+
+
+def invalidate_listing(nodeid: int) -> bytes:
+    """Make the notification that makes the kernel drop what it keeps of a directory's listing."""
+    body = _INVALIDATE_INODE.pack(nodeid, 0, 0)
+    return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), NOTIFY_INVALIDATE_INODE, 0) + body
+
+
+def set_directory_handle(message: bytearray | memoryview, handle: int) -> None:
+    """Give a READDIRPLUS or FSYNCDIR another handle."""
+    _U64.pack_into(message, IN_HEADER_SIZE, handle)
 
 
 def interrupted_unique(message: Buffer) -> int:

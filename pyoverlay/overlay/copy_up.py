@@ -21,7 +21,7 @@ from pyoverlay.layers.stack import Stack, WorkDirectory
 from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay.access_control import ACL_PREFIX
 from pyoverlay.overlay.lookup import Lookup
-from pyoverlay.overlay.node import Directory, Node
+from pyoverlay.overlay.node import Directory, Node, names_of
 from pyoverlay.overlay.protection import Protection
 
 _PIECE: Final = 4 * 1024 * 1024
@@ -250,6 +250,8 @@ class CopyUps:
         if broken_link:
             # Each name of a lower hard link becomes a file of its own (the kernel with index=off).
             node.inode = self.lookup.numbers.number(upper.layer, upper.status().st_ino)
+            for directory, _name in names_of(node):
+                self.lookup.nodes.change_listing(directory)
         elif parent is not None:
             self.mark_impure(parent)
         self.take_note(node, parent)

@@ -21,7 +21,7 @@ from pyoverlay.overlay.birth import Caller
 from pyoverlay.overlay.copy_up import CopyUp, CopyUpNeeded, CopyUps
 from pyoverlay.overlay.file_flags import FileFlags
 from pyoverlay.overlay.files import Files, OpenFile, is_for_writing
-from pyoverlay.overlay.listing import DirectoryReader, Listing, LoadNeeded, NameOnly
+from pyoverlay.overlay.listing import Listing, LoadNeeded, NameOnly
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
 from pyoverlay.overlay.node import LOWER_BIRTH_TOLD, NOT_WATCHED, Directory, Node
@@ -48,9 +48,9 @@ Result = TypeVar("Result")
 class OverlayFilesystem:
     """A mounted stack, without the mount.
 
-    Objects are named by nodeid (the root is 1), open files and directories by handle.  Every node that
-    `lookup`, a creating method or a listing returns is to be counted with `remember`, if the kernel is told
-    of it.
+    Objects are named by nodeid (the root is 1), open files by handle; directories aren't opened.  Every node
+    that `lookup`, a creating method or a listing returns is to be counted with `remember`, if the kernel is
+    told of it.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -71,7 +71,7 @@ class OverlayFilesystem:
         """Called with nodeid, flags and thread of an open(2) to write, or by a former nodeid; may raise."""
         self.data_changed: Callable[[int], None] = _ignore_change
         """Called with the nodeid of a file of which a SETATTR has changed the data."""
-        self._handles: dict[int, OpenFile | DirectoryReader] = {}
+        self._handles: dict[int, OpenFile] = {}
         self._next_handle = itertools.count(1)
 
     # Nodes
@@ -132,6 +132,17 @@ class OverlayFilesystem:
         """Do a fraction of a millisecond of the work that nobody waits for; tell whether there is more."""
         work = self.stack.work
         return work is not None and work.remove_discarded()
+
+    def take_changed_listings(self) -> list[int]:
+        """Return the nodeids of directories, since the last call, of which a kept listing is old.
+
+        Where names change by a request, the kernel knows that itself.
+        """
+        changed = self.nodes.changed_listings
+        if not changed:
+            return []
+        self.nodes.changed_listings = []
+        return [directory.nodeid for directory in changed if directory.nodeid]
 
     # Copy-up
 
@@ -205,10 +216,7 @@ class OverlayFilesystem:
 
     def may_be_written(self, node: Node) -> bool:
         """Tell whether anybody has the file open for writing."""
-        return any(
-            isinstance(opened, OpenFile) and opened.node is node and opened.writable
-            for opened in self._handles.values()
-        )
+        return any(opened.node is node and opened.writable for opened in self._handles.values())
 
     def must_drop_capabilities(self, node: Node) -> bool:
         """Tell whether a file has capabilities that a write leaves on unless we take them off."""
@@ -280,7 +288,7 @@ class OverlayFilesystem:
             self.directory(old_parent), old_name, self.directory(new_parent), new_name, flags
         )
 
-    # Open files and directories
+    # Open files, and listings
 
     def open(self, nodeid: int, flags: int, pid: int = 0) -> int:
         """Open a regular file for the thread ``pid``; return its handle."""
@@ -328,32 +336,25 @@ class OverlayFilesystem:
         """Begin a copy_file_range(2) between two open files; see `Ranges.copy`."""
         return self._ranges.copy(self.file(source), self.file(target), positions, length, caller)
 
-    def open_directory(self, nodeid: int) -> int:
-        """Open a directory for listing; return its handle."""
-        return self._new_handle(DirectoryReader(self.directory(nodeid)))
+    def read_directory(self, nodeid: int, offset: int) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
+        """Iterate over (name, node, next offset) from an offset on; 0 begins anew.
 
-    def read_directory(self, handle: int, offset: int) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
-        """Iterate over (name, node, next offset) from an offset on; 0 begins anew."""
-        return self._listing.read(self._reader(handle), offset)
+        When it ends without an entry, `take_changed_listings` is to be asked before somebody is told so.
+        """
+        return self._listing.read(self.directory(nodeid), offset)
 
-    def descriptor_for_sync(self, handle: int) -> int | None:
-        """Return a new descriptor of an open directory to fsync, None when it isn't in the upper."""
-        directory = self._reader(handle).directory
+    def descriptor_for_sync(self, nodeid: int) -> int | None:
+        """Return a new descriptor of a directory to fsync, None when it isn't in the upper."""
+        directory = self.directory(nodeid)
         return None if directory.upper is None else directory.upper.open_for_listing()
 
     def release(self, handle: int) -> None:
-        """Close an open file or directory."""
+        """Close an open file."""
         opened = self._handles.pop(handle, None)
-        if isinstance(opened, OpenFile):
+        if opened is not None:
             opened.close()
 
-    def _reader(self, handle: int) -> DirectoryReader:
-        opened = self._handles.get(handle)
-        if not isinstance(opened, DirectoryReader):
-            raise error(errno.EBADF)
-        return opened
-
-    def _new_handle(self, opened: OpenFile | DirectoryReader) -> int:
+    def _new_handle(self, opened: OpenFile) -> int:
         handle = next(self._next_handle)
         self._handles[handle] = opened
         return handle

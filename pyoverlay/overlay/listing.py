@@ -1,21 +1,24 @@
 """How is a merged directory listed?
 
 The twin of fs/overlayfs/readdir.c.  A directory is merged as a whole, once (`merging`); each entry's places
-are settled when it is looked up.  A reader works on the names as they were when it began, so its offsets
-neither repeat nor skip a name that stayed.
+are settled when it is looked up.  Each name keeps its position in the listing for as long as it stays,
+whatever comes and goes, so that no reader misses it or sees it twice.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.merging import DirectoryLoad
-from pyoverlay.overlay.node import Directory, Node
+from pyoverlay.overlay.node import Directory, ListingOrder, Node
 
-_FIRST_NAME: Final = 3
-"""Offsets 1 and 2 follow ``.`` and ``..``; that of the name number i follows as i + 3."""
+_FIRST_POSITION: Final = 2
+"""Of a name; positions 0 and 1 are those of ``.`` and ``..``.  An offset is the next entry's, at least."""
+_EPOCH_SHIFT: Final = 32
+_POSITION_BITS: Final = (1 << _EPOCH_SHIFT) - 1
 
 
 class LoadNeeded(Exception):  # noqa: N818 - it asks for something, nothing failed
@@ -40,42 +43,45 @@ class NameOnly(NamedTuple):
     mode: int
 
 
-class DirectoryReader:
-    """An open directory: the names that one reader sees, from its first entry on."""
-
-    def __init__(self, directory: Directory) -> None:
-        """Read ``directory``; the names are taken at the first entry."""
-        self.directory = directory
-        self.names: list[bytes] | None = None
-
-
 class Listing:
-    """Loads directories and serves readers."""
+    """Loads directories and lists them.
+
+    Offsets belong to the directory, not to a reader: the kernel keeps what it was told, and goes on at any of
+    its offsets, for any reader.  An offset names a position (`ListingOrder`), and in its upper half the epoch
+    that its listing began in.  So the kernel, which joins answers where offsets meet, joins none from before
+    a change with one from after it (fs/fuse/readdir.c: fuse_add_dirent_to_cache).
+    """
 
     def __init__(self, lookup: Lookup) -> None:
         """List what ``lookup`` finds."""
         self._lookup = lookup
 
-    def read(self, reader: DirectoryReader, offset: int) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
+    def read(self, directory: Directory, offset: int) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
         """Return an iterator over (name, node, offset of the next entry) from ``offset`` on; 0 begins anew.
 
-        ``.`` and ``..`` come first.  Names that have gone meanwhile are left out.  Raises LoadNeeded,
-        OSError.
+        ``.`` and ``..`` come first.  Names that have gone meanwhile are left out; those that have come since
+        somebody began to read need not show.  Raises LoadNeeded, OSError.
         """
-        directory = reader.directory
-        if offset == 0 or reader.names is None:
-            self.load(directory)
-            reader.names = [] if directory.unlinked else list(directory.entries)
-        return self._entries(directory, reader.names, offset)
+        self.load(directory)
+        order = directory.listing_order
+        if order is None:
+            order = directory.listing_order = ListingOrder(directory.entries, _FIRST_POSITION)
+        elif offset == 0 and order.outdated:
+            order.renew(directory.entries)
+        epoch = offset >> _EPOCH_SHIFT if offset else order.epoch
+        return self._entries(directory, order, epoch << _EPOCH_SHIFT, offset & _POSITION_BITS)
 
     def _entries(
-        self, directory: Directory, names: list[bytes], offset: int
+        self, directory: Directory, order: ListingOrder, epoch: int, begin: int
     ) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
-        if offset < 1:
-            yield b".", directory, 1
-        if offset < 2:
-            yield b"..", directory.parent or directory, 2
-        for index in range(max(offset - 2, 0), len(names)):
+        names, positions = order.names, order.positions
+        first = bisect.bisect_left(positions, begin)
+        if begin < 1:
+            yield b".", directory, epoch | 1
+        if begin < _FIRST_POSITION:
+            yield b"..", directory.parent or directory, epoch | _FIRST_POSITION
+        found = begin < _FIRST_POSITION
+        for index in range(first, len(names)):
             name = names[index]
             entry: Node | NameOnly
             try:
@@ -87,7 +93,19 @@ class Listing:
             else:
                 if node.link_key:
                     entry = NameOnly(node.inode, node.file_type)
-            yield name, entry, index + _FIRST_NAME
+            found = True
+            yield name, entry, epoch | positions[index] + 1
+        if not found:
+            self._end(directory, order, epoch >> _EPOCH_SHIFT)
+
+    def _end(self, directory: Directory, order: ListingOrder, epoch: int) -> None:
+        """Tell the end to a reader: if the directory has changed since it began, nobody else may be told so.
+
+        The kernel may have noted the change before it noted the first answer, and would take the whole for
+        a listing from after it.
+        """
+        if order.outdated or order.epoch != epoch:
+            self._lookup.nodes.changed_listings.append(directory)
 
     def _unreachable(self, directory: Directory, name: bytes) -> NameOnly:
         known = directory.entries[name]

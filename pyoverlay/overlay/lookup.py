@@ -88,7 +88,7 @@ class Lookup:
         if node is None:
             parent.entries.pop(name, None)
             raise error(errno.ENOENT)
-        self.nodes.add_name(node, parent, name)
+        self.nodes.found_name(node, parent, name)
         return node
 
     def wants_loading(self, parent: Directory) -> bool:

@@ -420,6 +420,8 @@ class Namespace:
 
     def _moved(self, node: Node, old_parent: Directory, new_parent: Directory) -> None:
         old_parent.attributes = new_parent.attributes = None
+        if isinstance(node, Directory) and new_parent is not old_parent:
+            self._nodes.change_listing(node)  # of ``..``
         self._refresh_linked(node, new_parent)
 
     # Marks

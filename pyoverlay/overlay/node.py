@@ -6,8 +6,11 @@ the inode number that programs see is another number (`InodeNumbers`).  This fil
 
 from __future__ import annotations
 
+import array
+import itertools
 import os
 import stat
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from pyoverlay.layers.layer import Layer, LayerObject
@@ -157,6 +160,40 @@ class Node:
         return self.lookups > 0
 
 
+class ListingOrder:
+    """Where the names of a directory stand: positions that outlive changes of other names.
+
+    ``positions`` ascend as ``names`` do; a position is never given to another name.  They are ``outdated``
+    when something else is to be listed now.  ``epoch`` counts how often they were renewed.
+    """
+
+    __slots__ = ("epoch", "names", "next_position", "outdated", "positions")
+
+    def __init__(self, names: Iterable[bytes], first_position: int) -> None:
+        """Begin with ``names``, in their order."""
+        self.names = list(names)
+        self.next_position = first_position + len(self.names)
+        self.positions: Sequence[int] = range(first_position, self.next_position)
+        self.outdated = False
+        self.epoch = 0
+
+    def renew(self, names: Collection[bytes]) -> None:
+        """Take the names as they are now: those that have gone lose their positions, new ones come last."""
+        kept = [name in names for name in self.names]
+        positions = array.array("Q", itertools.compress(self.positions, kept))
+        # Who goes on reading has the lists from before.
+        self.names = list(itertools.compress(self.names, kept))
+        if len(self.names) < len(names):
+            known = set(self.names)
+            self.names += [name for name in names if name not in known]
+            new = len(self.names) - len(positions)
+            positions.extend(range(self.next_position, self.next_position + new))
+            self.next_position += new
+        self.positions = positions
+        self.outdated = False
+        self.epoch += 1
+
+
 class Directory(Node):
     """A directory of the merged tree.
 
@@ -172,6 +209,7 @@ class Directory(Node):
         "impure",
         "impure_lowers",
         "inheritance",
+        "listing_order",
         "loaded",
         "lookups_unloaded",
         "lowers",
@@ -189,7 +227,9 @@ class Directory(Node):
         self.lookups_unloaded = 0
         self.referenced_children = 0
         self.version = 0
-        """Counts the changes of its names."""
+        """Counts the changes of its names, and of the layers that have them."""
+        self.listing_order: ListingOrder | None = None
+        """Where each name stands in a listing, since it was listed first."""
         self.impure = False
         """Whether the upper is known to bear the mark that says: entries have others' inode numbers."""
         self.impure_lowers: tuple[LayerObject, ...] | None = None
@@ -216,10 +256,17 @@ class Directory(Node):
         """Return the directories that merge here, topmost first."""
         return self.lowers if self.upper is None else (self.upper, *self.lowers)
 
+    def names_changed(self) -> None:
+        """Take note that something else is to be listed now."""
+        self.version += 1
+        if self.listing_order is not None:
+            self.listing_order.outdated = True
+
     def forget_entries(self) -> None:
         """Drop what is known of the entries."""
         self.entries = {}
         self.covered = set()
+        self.listing_order = None
         self.loaded = False
         self.lookups_unloaded = 0
 
@@ -279,6 +326,8 @@ class NodeTable:
         self._superseded: dict[Node, dict[int, int]] = {}
         """The lookups of each former nodeid, of nodes that have some."""
         self._hard_links: dict[int, Node] = {}
+        self.changed_listings: list[Directory] = []
+        """Of which the kernel must not keep a listing, though it saw no name change."""
 
     def __len__(self) -> int:
         """Return how many nodes the kernel knows."""
@@ -382,8 +431,12 @@ class NodeTable:
 
     def add_name(self, node: Node, parent: Directory, name: bytes) -> None:
         """Give ``node`` a (further) name."""
+        self.found_name(node, parent, name)
+        parent.names_changed()
+
+    def found_name(self, node: Node, parent: Directory, name: bytes) -> None:
+        """Take note of a name that ``node`` has."""
         parent.entries[name] = node
-        parent.version += 1
         if node.rare is not None:
             node.unlinked = False
         if node.parent is None:
@@ -397,7 +450,7 @@ class NodeTable:
     def remove_name(self, node: Node, parent: Directory, name: bytes) -> None:
         """Take a name away from ``node``; its place in the upper follows one of those that are left."""
         parent.entries.pop(name, None)
-        parent.version += 1
+        parent.names_changed()
         if node.aliases and (parent, name) in node.aliases:
             node.aliases.discard((parent, name))
         elif node.aliases:
@@ -411,8 +464,8 @@ class NodeTable:
         """Rename ``node`` from one (directory, name) to another; touches nothing below it."""
         old[0].entries.pop(old[1], None)
         new[0].entries[new[1]] = node
-        old[0].version += 1
-        new[0].version += 1
+        old[0].names_changed()
+        new[0].names_changed()
         if node.aliases and old in node.aliases:
             node.aliases.discard(old)
             node.aliases.add(new)
@@ -421,6 +474,11 @@ class NodeTable:
         if node.referenced:
             old[0].referenced_children -= 1
             new[0].referenced_children += 1
+
+    def change_listing(self, directory: Directory) -> None:
+        """Take note that something else is listed now, though no name has changed: an inode number."""
+        directory.names_changed()
+        self.changed_listings.append(directory)
 
     # Hard links in the upper
 

@@ -31,11 +31,15 @@ class WayToKernel:
 
     def __init__(self) -> None:
         self.nodeids: list[int] = []
+        self.listings: list[int] = []
         self.later: list[tuple[int, int, int]] = []
         self.writes: list[tuple[int, Callable[[], int]]] = []
 
     def invalidate_attributes(self, nodeid: int) -> None:
         self.nodeids.append(nodeid)
+
+    def invalidate_listing(self, nodeid: int) -> None:
+        self.listings.append(nodeid)
 
     def opened(self, handle: int) -> tuple[int, int]:
         assert handle
@@ -81,10 +85,9 @@ class Kernel:
 
     def names(self, nodeid: int = ROOT_NODEID, room: int = 4096) -> list[bytes]:
         """List a directory in as many pieces as it takes."""
-        handle = number(self.ask(Opcode.OPENDIR, nodeid, bytes(8)))
         names: list[bytes] = []
         offset = 0
-        while piece := self.ask(Opcode.READDIRPLUS, nodeid, read_body(handle, offset, room)):
+        while piece := self.ask(Opcode.READDIRPLUS, nodeid, read_body(0, offset, room)):
             position = 0
             while position < len(piece):
                 _, offset, length, _ = struct.unpack_from("=QQII", piece, position + 128)
@@ -183,9 +186,8 @@ def test_a_listing_names_everything_once_however_little_room_there_is(
 def test_listed_entries_are_remembered_only_when_told(lower: Path, kernel: Kernel, overlay: Vfs) -> None:
     for index in range(50):
         (lower / str(index)).write_text("")
-    handle = number(kernel.ask(Opcode.OPENDIR, ROOT_NODEID, bytes(8)))
 
-    piece = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 0, 1000))
+    piece = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(0, 0, 1000))
 
     told = sum(1 for position in range(0, len(piece), 160) if number(piece[position:]))
     assert 0 < told < 50
@@ -385,10 +387,9 @@ def test_a_copied_up_directory_is_asked_for_again(lower: Path, kernel: Kernel) -
 def test_a_big_directory_is_left(lower: Path, kernel: Kernel) -> None:
     for index in range(3000):
         (lower / f"a file with quite a long name {index}").touch()
-    handle = number(kernel.ask(Opcode.OPENDIR, ROOT_NODEID, bytes(8)))
     before = open_descriptors()
 
-    assert kernel.send(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 0, 4096)) is None
+    assert kernel.send(Opcode.READDIRPLUS, ROOT_NODEID, read_body(0, 0, 4096)) is None
     assert open_descriptors() == before
 
 
@@ -454,10 +455,9 @@ def test_a_listing_that_fails_midway_tells_what_it_has(
             raise OSError(errno.EIO, "unreadable")
         return attributes(node)
 
-    handle = number(kernel.ask(Opcode.OPENDIR, ROOT_NODEID, bytes(8)))
     monkeypatch.setattr(kernel.vfs.fs, "attributes", fail_the_second_time)
-    first = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 2, 4096))
+    first = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(0, 2, 4096))
     assert struct.unpack_from("=QQII", first, 128)[2:] == (1, stat.S_IFREG >> 12)
     assert len(first) == 160
-    rest = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(handle, 3, 4096))
+    rest = kernel.ask(Opcode.READDIRPLUS, ROOT_NODEID, read_body(0, 3, 4096))
     assert len(rest) == 2 * 160

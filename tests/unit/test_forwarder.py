@@ -142,15 +142,36 @@ async def test_what_the_fast_path_answers_never_passes(
     ends = Ends(open_overlay())
     nursery.start_soon(ends.forwarder.forward_requests)
 
-    ends.kernel.send(request(Opcode.OPENDIR, bytes(8)))
-    opened = await receive(ends.kernel)
-    passed = await ends.to_pyfuse3(request(Opcode.FSYNCDIR, opened[16:24] + bytes(8), unique=44))
+    ends.kernel.send(request(Opcode.GETATTR, bytes(16)))
+    answer = await receive(ends.kernel)
+    passed = await ends.to_pyfuse3(request(Opcode.GETLK, bytes(48), unique=44))
 
-    assert opened[:16] == reply(bytes(16))[:16]
-    assert passed[4:8] == struct.pack("=I", Opcode.FSYNCDIR)
+    assert answer[4:16] == reply()[4:]
+    assert passed[4:8] == struct.pack("=I", Opcode.GETLK)
     assert ends.exchange.answered_at_once == 1
     nursery.cancel_scope.cancel()
     ends.close()
+
+
+async def test_a_directory_is_opened_without_pyfuse3(ends: Ends) -> None:
+    """A kernel that can do without hears so once; an old one may keep the listing, too (FOPEN_CACHE_DIR)."""
+    for flags, expected in (
+        (wire.NO_OPENDIR_SUPPORT, reply(error=-errno.ENOSYS)),
+        (0, reply(struct.pack("=QIi", 0, 1 << 1 | 1 << 3, 0))),
+    ):
+        await ends.to_pyfuse3(init_request(flags))
+        await receive(ends.kernel)
+        ends.kernel.send(request(Opcode.OPENDIR, bytes(8)))
+        assert await receive(ends.kernel) == expected
+    ends.kernel.send(request(Opcode.RELEASEDIR, bytes(24)))
+    assert await receive(ends.kernel) == reply()
+
+
+async def test_an_open_directorys_handle_is_its_nodeid(ends: Ends) -> None:
+    passed = await ends.to_pyfuse3(request(Opcode.FSYNCDIR, bytes(16), nodeid=5))
+    assert passed[40:48] == struct.pack("=Q", 5)
+    passed = await ends.to_pyfuse3(request(Opcode.READDIRPLUS, bytes(40), nodeid=6, unique=43))
+    assert passed[40:48] == struct.pack("=Q", 6)
 
 
 async def test_messages_pass_as_they_are(ends: Ends) -> None:

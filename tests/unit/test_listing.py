@@ -34,13 +34,13 @@ class Reader:
 
     def __init__(self, vfs: Vfs, path: bytes = b"") -> None:
         self.vfs = vfs
-        self.handle = vfs.fs.open_directory(vfs.node(path).nodeid)
+        self.nodeid = vfs.node(path).nodeid
         self.offset = 0
 
     def read(self, count: int = 1 << 20) -> list[bytes]:
         names: list[bytes] = []
         for name, _entry, following in self.vfs.run(
-            lambda: self.vfs.fs.read_directory(self.handle, self.offset)
+            lambda: self.vfs.fs.read_directory(self.nodeid, self.offset)
         ):
             if len(names) == count:
                 break
@@ -94,8 +94,7 @@ def test_an_entry_that_can_not_be_looked_up_is_listed(
     redirected = make_directory(stack.upper / "redirected")
     os.setxattr(redirected, marks.TRUSTED.attribute("redirect"), b"old")
     vfs = open_overlay(redirect_dir="nofollow")
-    handle = vfs.fs.open_directory(vfs.node(b"").nodeid)
-    entries = {name: entry for name, entry, _next in vfs.fs.read_directory(handle, 0)}
+    entries = {name: entry for name, entry, _next in vfs.fs.read_directory(ROOT_NODEID, 0)}
     unreachable = entries[b"redirected"]
     assert isinstance(unreachable, NameOnly)
     assert unreachable.inode == redirected.stat().st_ino and stat.S_ISDIR(unreachable.mode)
@@ -104,8 +103,7 @@ def test_an_entry_that_can_not_be_looked_up_is_listed(
 def test_the_dots_are_the_directory_and_its_parent(stack: LayerDirectories, overlay: Vfs) -> None:
     make_file(stack.lower / "a" / "b" / "file")
     directory = overlay.directory(b"a/b")
-    handle = overlay.fs.open_directory(directory.nodeid)
-    entries = list(overlay.fs.read_directory(handle, 0))
+    entries = list(overlay.fs.read_directory(directory.nodeid, 0))
     assert [(name, entry) for name, entry, _next in entries[:2]] == [
         (b".", directory),
         (b"..", overlay.node(b"a")),
@@ -131,7 +129,7 @@ def test_every_offset_can_be_returned_to(stack: LayerDirectories, overlay: Vfs) 
     for number in range(5):
         make_file(stack.lower / f"f{number}")
     reader = Reader(overlay)
-    entries = list(overlay.fs.read_directory(reader.handle, 0))
+    entries = list(overlay.fs.read_directory(reader.nodeid, 0))
     for index, (_name, _entry, following) in enumerate(entries):
         reader.offset = following
         assert reader.read() == [name for name, _entry, _next in entries[index + 1 :]]
@@ -176,16 +174,63 @@ def test_a_removed_directory_lists_nothing(stack: LayerDirectories, overlay: Vfs
         assert reader.read() == list(NAMES_OF_EVERY_DIRECTORY)
 
 
-def test_a_handle_of_something_else(stack: LayerDirectories, overlay: Vfs) -> None:
+def test_what_is_no_directory_is_not_listed(stack: LayerDirectories, overlay: Vfs) -> None:
     make_file(stack.lower / "file")
-    handle = overlay.open(b"file")
-    with fails_with(errno.EBADF):
-        overlay.fs.read_directory(handle, 0)
     with fails_with(errno.ENOTDIR):
-        overlay.fs.open_directory(overlay.node(b"file").nodeid)
-    directory = overlay.fs.open_directory(overlay.node(b"").nodeid)
-    with fails_with(errno.EBADF):
-        overlay.fs.descriptor_for_reading(directory)
+        overlay.fs.read_directory(overlay.node(b"file").nodeid, 0)
+    with fails_with(errno.ESTALE):
+        overlay.fs.read_directory(1 << 40, 0)
+
+
+def test_a_name_keeps_its_position_while_it_stays(stack: LayerDirectories, overlay: Vfs) -> None:
+    """Also over listings from the beginning, which heed the changes; no position is used twice."""
+    for number in range(10):
+        make_file(stack.lower / f"f{number}")
+    positions: dict[bytes, int] = {}
+    used: set[int] = set()
+    for step in range(10):
+        entries = list(overlay.fs.read_directory(ROOT_NODEID, 0))[2:]
+        now = {name: following & 0xFFFFFFFF for name, _node, following in entries}
+        assert list(now.values()) == sorted(now.values())
+        stayed = positions.keys() & now.keys()
+        assert {name: positions[name] for name in stayed} == {name: now[name] for name in stayed}
+        new = {now[name] for name in now.keys() - stayed}
+        assert not new & used
+        used |= new
+        positions = now
+        overlay.unlink(b"f%d" % step)
+        overlay.create(b"new%d" % step)
+
+
+def test_only_names_that_change_begin_another_listing(stack: LayerDirectories, overlay: Vfs) -> None:
+    """Else the kernel would keep two, that no reader can go on with."""
+    for name in ("a", "b"):
+        make_file(stack.lower / name)
+    first = [following for _name, _entry, following in overlay.fs.read_directory(ROOT_NODEID, 0)]
+    overlay.node(b"a")
+    overlay.write(b"b", b"copied up")
+    assert [following for _name, _entry, following in overlay.fs.read_directory(ROOT_NODEID, 0)] == first
+    overlay.create(b"c")
+    other = [following for _name, _entry, following in overlay.fs.read_directory(ROOT_NODEID, 0)]
+    assert not set(first) & set(other)
+    assert len(set(first) | set(other)) == 9
+
+
+def test_a_listing_that_names_changed_during_is_not_to_be_kept(stack: LayerDirectories, overlay: Vfs) -> None:
+    """Its end says so, not that of one without a change."""
+    make_file(stack.lower / "a")
+    reader, other = Reader(overlay), Reader(overlay)
+    reader.read()
+    other.read()
+    assert reader.read() == []
+    assert overlay.fs.take_changed_listings() == []
+    overlay.create(b"b")
+    assert other.read() == []
+    assert overlay.fs.take_changed_listings() == [ROOT_NODEID]
+    other.offset = 0
+    other.read()
+    assert other.read() == []
+    assert overlay.fs.take_changed_listings() == []
 
 
 # Loading
@@ -211,10 +256,9 @@ def large(stack: LayerDirectories) -> Path:
 
 
 def begin_load(vfs: Vfs) -> DirectoryLoad:
-    handle = vfs.fs.open_directory(vfs.node(b"d").nodeid)
+    nodeid = vfs.node(b"d").nodeid
     with pytest.raises(LoadNeeded) as needed:
-        vfs.fs.read_directory(handle, 0)
-    vfs.fs.release(handle)
+        vfs.fs.read_directory(nodeid, 0)
     return needed.value.load
 
 
@@ -391,8 +435,7 @@ def test_a_file_of_several_names_is_listed_without_its_attributes(
     """Its number and type are listed; how many names it has is told only when somebody asks."""
     os.link(make_file(stack.upper / "several"), stack.upper / "another")
     make_file(stack.upper / "one")
-    root = overlay.fs.open_directory(ROOT_NODEID)
-    listed = {name: node for name, node, _offset in overlay.fs.read_directory(root, 0)}
+    listed = {name: node for name, node, _offset in overlay.fs.read_directory(ROOT_NODEID, 0)}
     number = (stack.upper / "several").stat().st_ino
     assert listed[b"several"] == listed[b"another"] == NameOnly(number, stat.S_IFREG)
     assert isinstance(listed[b"one"], Node)

@@ -62,15 +62,12 @@ def overlay(stack: LayerDirectories, open_overlay: Callable[..., Vfs]) -> Vfs:
 
 async def names_once_loaded(overlay: Vfs, loads: DirectoryLoads) -> int:
     """The number of names in `d`, waiting as the operations do."""
-    handle = overlay.fs.open_directory(overlay.node(b"d").nodeid)
-    try:
-        while True:
-            try:
-                return len(list(overlay.fs.read_directory(handle, 0)))
-            except LoadNeeded as need:
-                await loads.perform(need)
-    finally:
-        overlay.fs.release(handle)
+    nodeid = overlay.node(b"d").nodeid
+    while True:
+        try:
+            return len(list(overlay.fs.read_directory(nodeid, 0)))
+        except LoadNeeded as need:
+            await loads.perform(need)
 
 
 async def test_all_wait_for_one_reading(overlay: Vfs, gate: Gate) -> None:

@@ -39,6 +39,9 @@ class Transport:
     def invalidate_attributes(self, nodeid: int) -> None:
         self.invalidated.append(nodeid)
 
+    def invalidate_listing(self, nodeid: int) -> None:
+        raise AssertionError(nodeid)
+
 
 class Daemon:
     """The operations over an overlay, with what is beside them."""

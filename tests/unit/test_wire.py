@@ -164,6 +164,10 @@ def test_an_invalidation_keeps_the_pages() -> None:
     assert wire.invalidate_attributes(5) == struct.pack("=IiQQqq", 40, 2, 0, 5, -1, 0)
 
 
+def test_an_invalidation_of_a_listing_drops_all_pages() -> None:
+    assert wire.invalidate_listing(5) == struct.pack("=IiQQqq", 40, 2, 0, 5, 0, 0)
+
+
 # Truncated messages
 
 READERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {

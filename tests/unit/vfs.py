@@ -221,11 +221,7 @@ class Vfs:
     def names(self, path: bytes = b"") -> list[bytes]:
         """List a directory, without `.` and `..`."""
         nodeid = self.node(path).nodeid
-        handle = self.fs.open_directory(nodeid)
-        try:
-            entries = list(self.run(lambda: self.fs.read_directory(handle, 0)))
-        finally:
-            self.fs.release(handle)
+        entries = list(self.run(lambda: self.fs.read_directory(nodeid, 0)))
         assert [name for name, _node, _next in entries[:2]] == list(NAMES_OF_EVERY_DIRECTORY)
         return [name for name, _node, _next in entries[2:]]
 

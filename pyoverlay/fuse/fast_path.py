@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[int, memoryview], Buffer]
 
 _SHORT: Final = 1024
+_NO_CHANGE: Final = Change()
 # As plain numbers: they are compared once a request.
 _FORGET: Final = int(Opcode.FORGET)
 _BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
@@ -204,7 +205,7 @@ class FastPath:
 
     def _set_attributes(self, nodeid: int, message: memoryview) -> Buffer:
         change, opened = change_of(message)
-        if change == Change():
+        if change == _NO_CHANGE:
             # A chown(2) to nobody: whether it is allowed isn't a thing to find out in passing.
             raise _Waits
         return self._answers.attributes(self._filesystem.change_attributes(nodeid, change, opened))

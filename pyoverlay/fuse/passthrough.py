@@ -201,13 +201,9 @@ class Passthrough:
                 descriptor = self._filesystem.descriptor_for_reading(handle)
                 opens.backing = self._backings.open(real.layer, descriptor)
             else:
-                # The kernel opens it anew with the user's flags.  One that is open for writing itself would
-                # count as a writer for as long as it is registered.
-                descriptor = real.open(os.O_RDONLY)
-                try:
-                    opens.backing = self._backings.open(real.layer, descriptor)
-                finally:
-                    os.close(descriptor)
+                # The kernel opens it anew with the user's flags.  This one counts as a writer for as long as
+                # it is registered: while anybody has the file open, when `settle` asks for no lease.
+                opens.backing = self._backings.open(real.layer, file.descriptor)
         except OSError as failure:
             log.info("%s: no passthrough: %s", real.layer.path, failure.strerror)
             if failure.errno == errno.EPERM:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
+_UNKNOWN_CALL: Final = frozenset({errno.ENOSYS, errno.EPERM})
+"""What a kernel says of a system call that it doesn't know, and what a container's filter may say of it."""
+
 DIRECTORY_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -402,6 +405,14 @@ class LayerObject:
             self.layer.operations += 1
             os.chmod(self.reopening_path(), mode)
             return
+        try:
+            syscalls.set_mode(*self._place(), mode)
+        except OSError as failure:
+            if failure.errno not in _UNKNOWN_CALL:
+                raise
+            self._set_mode_through_descriptor(mode)
+
+    def _set_mode_through_descriptor(self, mode: int) -> None:
         descriptor = self.open(os.O_PATH)
         try:
             os.chmod(b"/proc/self/fd/%d" % descriptor, mode)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
 import sys
@@ -51,6 +52,7 @@ NOW: Final = 1 << 100
 _SYS_OPEN_TREE: Final = 428
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
+_SYS_FCHMODAT2: Final = 452
 
 _MAX_HANDLE_SIZE: Final = 128
 _SIGNAL_SET_SIZE: Final = 128
@@ -98,7 +100,11 @@ class _FileHandle(ctypes.Structure):
 
 def error(number: int) -> OSError:
     """Make the OSError of an errno."""
-    return OSError(number, os.strerror(number))
+    return OSError(number, _message(number))
+
+
+_message: Final = functools.cache(os.strerror)
+"""libc looks for a translation each time."""
 
 
 def _check(result: int) -> int:
@@ -208,6 +214,11 @@ def set_times(
         else:
             slot.tv_sec, slot.tv_nsec = divmod(value, 10**9)
     _check(_libc.utimensat(directory, path, times, 0 if follow else AT_SYMLINK_NOFOLLOW))
+
+
+def set_mode(directory: int, name: bytes, mode: int) -> None:
+    """Set the permission bits of a child, no symlink's: fchmodat2(2), Linux 6.6; OSError ENOSYS before."""
+    _check(_libc.syscall(_SYS_FCHMODAT2, directory, name, mode, AT_SYMLINK_NOFOLLOW))
 
 
 def file_handle(directory: int, name: bytes) -> tuple[int, bytes]:

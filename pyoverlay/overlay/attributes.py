@@ -10,8 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyoverlay.layers import marks
 from pyoverlay.layers.layer import Layer
@@ -30,8 +29,7 @@ _LISTED: Final = (b"security.", b"user.", b"trusted.", ACL_PREFIX)
 _MOST_ABSENT: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a setattr asks for; None leaves a thing as it is.
 
     Size in bytes; times in ns since the epoch, or `NOW`.
@@ -43,6 +41,12 @@ class Change:
     size: int | None = None
     access_ns: int | None = None
     modification_ns: int | None = None
+
+
+_NOTHING: Final = Change()
+_PRESENT: Final = Change(access_ns=NOW, modification_ns=NOW)
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
+_NO_SUCH_ATTRIBUTE: Final = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 
 
 class AttributeChanges:
@@ -71,9 +75,11 @@ class AttributeChanges:
         user, group = self._ownership.stored_owner(change.user, change.group)
         upper = self._copy_ups.need_upper(node, with_data=change.size != 0)
         _note_change(node)
+        if change.mode is not None and change.mode & _SET_IDS:
+            node.privileged = True
         if change.size is not None:
             self._truncate(node, change.size, descriptor)
-        if change.user is not None or change.group is not None or change == Change():
+        if change.user is not None or change.group is not None or change == _NOTHING:
             # chown(2) clears suid, sgid and capabilities itself, also the one that names no owner: it is
             # the only change that arrives empty.  Not sgid, where the caller isn't in the group: we are root.
             if caller is None:
@@ -89,11 +95,11 @@ class AttributeChanges:
     def _refuse_protected(self, node: Node, change: Change, descriptor: int | None) -> None:
         """fs/attr.c: may_setattr; fs/open.c: do_ftruncate."""
         protection = self._copy_ups.protection
-        if change == Change(access_ns=NOW, modification_ns=NOW):
+        if change == _PRESENT:
             protection.refuse_if_immutable(node)
         elif change.size is not None and descriptor is not None:
             protection.refuse_shrinking(node)
-        elif change != Change():
+        elif change != _NOTHING:
             protection.refuse_change(node)
 
     def _truncate(self, node: Node, size: int, descriptor: int | None) -> None:
@@ -121,7 +127,7 @@ class AttributeChanges:
         if not node.real.clears_capabilities and CAPABILITY in self._lookup.attribute_names(node):
             with contextlib.suppress(OSError):
                 node.real.remove_attribute(CAPABILITY)
-            _note_change(node)
+            _note_other_attributes(node)
 
     def kill_privileges_if_asked(self, node: Node) -> None:
         """Clear suid, sgid and capabilities when an unprivileged caller changed the data."""
@@ -143,10 +149,13 @@ class AttributeChanges:
             kept &= ~stat.S_ISGID
         if kept != mode:
             node.upper.set_mode(stat.S_IMODE(kept))
-        with contextlib.suppress(OSError):
-            node.upper.remove_attribute(CAPABILITY)
         node.attributes = None
-        node.privileged = bool(kept & (stat.S_ISUID | stat.S_ISGID))
+        try:
+            node.upper.remove_attribute(CAPABILITY)
+        except OSError as failure:
+            if failure.errno not in _NO_SUCH_ATTRIBUTE:
+                return
+        node.privileged = bool(kept & _SET_IDS)
 
     def would_drop_set_ids(self, node: Node, caller: Caller) -> bool:
         """Tell whether a chown(2) of ``caller``'s that names no owner would clear a file's set-id bits."""
@@ -180,6 +189,8 @@ class AttributeChanges:
 
         Raises OSError ENODATA, EOPNOTSUPP.
         """
+        if name == CAPABILITY and not node.privileged:
+            raise error(errno.ENODATA)  # asked at the first write to a file, and at each chown(2)
         self._refuse_acl_if_off(name)
         name_on_disk = marks.to_disk(self._dialect, name)
         real = node.real
@@ -228,7 +239,8 @@ class AttributeChanges:
         self._copy_ups.protection.refuse_change(node)
         upper = self._copy_ups.need_upper(node)
         upper.set_attribute(name_on_disk, stored, flags)
-        _note_change(node)
+        node.privileged = True
+        _note_other_attributes(node)
 
     def remove(self, node: Node, name: bytes) -> None:
         """Remove an extended attribute; one that isn't there copies nothing up.
@@ -244,7 +256,7 @@ class AttributeChanges:
             node.real.attribute(name_on_disk)
         upper = self._copy_ups.need_upper(node)
         upper.remove_attribute(name_on_disk)
-        _note_change(node)
+        _note_other_attributes(node)
 
     def _refuse_acl_if_off(self, name: bytes) -> None:
         if not self._has_acls and name.startswith(ACL_PREFIX):
@@ -252,9 +264,13 @@ class AttributeChanges:
 
 
 def _note_change(node: Node) -> None:
-    """Forget what is known of a node's attributes."""
+    """Forget what stat shows of a node."""
     node.attributes = None
-    node.attribute_names = None
-    node.privileged = True
     if isinstance(node, Directory):
         node.inheritance = None
+
+
+def _note_other_attributes(node: Node) -> None:
+    """Forget what stat shows of a node, and which extended attributes it has."""
+    _note_change(node)
+    node.attribute_names = None

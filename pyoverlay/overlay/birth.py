@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from pyoverlay.layers.layer import LayerObject
@@ -45,48 +44,46 @@ class Inheritance(NamedTuple):
     default_acl: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
 class Birth:
     """What a new object gets.
 
     ``owned`` says that the daemon's own creation gives the right owner, ``plain`` that it gives the right
-    mode and ACL as well: that creating it with ``mode`` is all there is to do.
+    mode and ACL as well: that creating it with ``mode`` is all there is to do.  ``first_mode`` is the mode to
+    create with: nobody may use an object that isn't its owner's yet.
     """
 
-    mode: int
-    user: int
-    group: int
-    access_acl: bytes | None
-    default_acl: bytes | None
-    under_default_acl: bool
-    owners: Owners
-    owned: bool = field(init=False)
-    plain: bool = field(init=False)
+    __slots__ = ("first_mode", "group", "inherited", "mode", "owned", "owners", "plain", "user")
 
-    def __post_init__(self) -> None:
-        """Compare with what the daemon is.
+    def __init__(
+        self,
+        mode: int,
+        owner: tuple[int, int],
+        owners: Owners,
+        inherited: access_control.Inherited | None = None,
+    ) -> None:
+        """Plan an object of ``mode`` that belongs to the user and group ``owner``.
 
-        mkdir(2) takes no setgid: the bit comes from the directory, and the work directory has none.
+        ``inherited`` is what a default ACL gives.  mkdir(2) takes no setgid: the bit comes from the
+        directory, and the work directory has none.
         """
-        owned = self.user == os.geteuid() and self.group == os.getegid()
-        inherits = self.under_default_acl or (stat.S_ISDIR(self.mode) and bool(self.mode & stat.S_ISGID))
-        object.__setattr__(self, "owned", owned)
-        object.__setattr__(self, "plain", owned and not inherits)
-
-    @property
-    def first_mode(self) -> int:
-        """The mode to create with: nobody may use an object that isn't its owner's yet."""
-        return stat.S_IMODE(self.mode) if self.plain else 0
+        self.mode = mode
+        self.user, self.group = owner
+        self.owners = owners
+        self.inherited = inherited
+        self.owned = owner == (os.geteuid(), os.getegid())
+        takes_group = bool(mode & stat.S_ISGID) and stat.S_ISDIR(mode)
+        self.plain = self.owned and inherited is None and not takes_group
+        self.first_mode = stat.S_IMODE(mode) if self.plain else 0
 
     def finish(self, created: LayerObject) -> None:
         """Give a new object (no symlink) its owner, ACLs and mode, suid and sgid last."""
         if self.plain:
             return
         self.finish_owner(created)
-        if self.under_default_acl:
-            _set_or_remove(created, _ACCESS_ACL, self.access_acl)
+        if self.inherited is not None:
+            _set_or_remove(created, _ACCESS_ACL, self.inherited.access)
             if stat.S_ISDIR(self.mode):
-                _set_or_remove(created, _DEFAULT_ACL, self.default_acl)
+                _set_or_remove(created, _DEFAULT_ACL, self.inherited.default)
         created.set_mode(stat.S_IMODE(self.mode))
 
     def finish_owner(self, created: LayerObject) -> None:
@@ -117,13 +114,12 @@ def plan_birth(parent: Inheritance, mode: int, caller: Caller, owners: Owners) -
             mode |= stat.S_ISGID
     default = parent.default_acl if not stat.S_ISLNK(mode) else None
     if default is None:
-        return Birth(mode & ~caller.umask, caller.user, group, None, None, False, owners)
+        return Birth(mode & ~caller.umask, (caller.user, group), owners)
     try:
         inherited = access_control.inherit(default, mode, directory=is_directory)
     except ValueError:
         raise error(errno.EIO) from None
-    acls = (inherited.access, inherited.default)
-    return Birth(inherited.mode, caller.user, group, *acls, True, owners)
+    return Birth(inherited.mode, (caller.user, group), owners, inherited)
 
 
 def _default_acl(parent: LayerObject) -> bytes | None:

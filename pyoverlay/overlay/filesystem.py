@@ -198,7 +198,7 @@ class OverlayFilesystem:
         is over, done or failed.
         """
         node = self.nodes.get(nodeid)
-        if node is None or not node.is_regular:
+        if node is None or not node.is_regular or not node.privileged:
             return None
         node.privilege_killers += (caller,)
         return node

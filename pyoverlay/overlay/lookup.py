@@ -280,8 +280,9 @@ class Lookup:
 
     def verify_data(self, node: Node) -> None:
         """Raise OSError EPERM when a regular file's data isn't where its name is; asked of the layer once."""
-        if not node.verified and node.upper is None:
-            self._refuse_metacopy(self.attribute_names(node))
+        if node.verified or node.upper is not None:
+            return
+        self._refuse_metacopy(self.attribute_names(node))
         node.verified = True
 
     def _refuse_metacopy(self, names: tuple[bytes, ...]) -> tuple[bytes, ...]:

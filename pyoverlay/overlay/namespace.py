@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from typing import Final
 
 from pyoverlay.layers import marks
 from pyoverlay.layers.layer import LayerObject
@@ -22,6 +23,8 @@ from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.node import Directory, Node, link_key
 
 Make = Callable[[LayerObject, bytes], None]
+
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class Namespace:
@@ -78,7 +81,7 @@ class Namespace:
             os.close(descriptor)
             raise
         node = Node(stat.S_IFREG, self._lookup.numbers.number(created.layer, status.st_ino), created, None)
-        node.verified = True
+        node.privileged = bool(status.st_mode & _SET_IDS)
         node.protection = 0
         node.attributes = self._lookup.make_attributes(node, status)
         return node, OpenFile(node, descriptor, flags)
@@ -223,7 +226,7 @@ class Namespace:
             node: Node = directory
         else:
             node = Node(stat.S_IFMT(status.st_mode), inode, created, None)
-        node.verified = True
+            node.privileged = bool(status.st_mode & _SET_IDS)
         node.protection = 0
         node.attributes = self._lookup.make_attributes(node, status)
         self._nodes.add_name(node, parent, name)

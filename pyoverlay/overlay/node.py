@@ -79,6 +79,7 @@ class Node:
         "name",
         "nodeid",
         "parent",
+        "privileged",
         "protection",
         "rare",
         "unseen",
@@ -95,8 +96,6 @@ class Node:
     """Whether its data in a lower is a program or a shared library; None when it isn't known."""
     privilege_killers = _Rare[tuple[Caller, ...]](())
     """At whose changes of data, under way, suid, sgid and capabilities must go."""
-    privileged = _Rare(usual=True)
-    """Whether it may have any of them: False once they were cleared, until its attributes are changed."""
 
     def __init__(
         self, file_type: int, inode: int, upper: LayerObject | None, lower_directory: LayerObject | None
@@ -119,6 +118,8 @@ class Node:
         """What may happen to it, or has happened, without our being told: `OPEN_UNSEEN` and so on."""
         self.protection: int | None = None
         """Whether it is immutable, append-only, both or neither (`protection`); None when it isn't known."""
+        self.privileged = True
+        """Whether it may have suid, sgid or capabilities: not when it is new, and once they were cleared."""
         self.rare: dict[str, Any] | None = None
 
     @property

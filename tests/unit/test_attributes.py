@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 import pytest
 
 from pyoverlay.layers.layer import LayerObject
+from pyoverlay.overlay.filesystem import Caller
 from tests.harness import Stack as LayerDirectories
 from tests.harness import fails_with
 from tests.harness.content import make_directory, make_file
 from tests.unit.vfs import Vfs
 
 NAME = b"user.name"
+CAPABILITY = b"security.capability"
+CAPABILITIES = bytes.fromhex("0100000200040000000000000000000000000000")
+"""cap_net_bind_service, permitted and effective: struct vfs_cap_data."""
 
 
 def get(overlay: Vfs, path: bytes, name: bytes = NAME) -> bytes:
@@ -90,3 +95,24 @@ def test_what_a_file_system_makes_up_is_always_asked_for(
     know_that_there_is_none(overlay, path, name)
     answers.append(b"now")
     assert get(overlay, path, name) == b"now"
+
+
+def test_capabilities_that_a_new_file_gets_are_there(overlay: Vfs) -> None:
+    """That a new file has none is known without a look; not any longer when it may have some."""
+    overlay.create(b"new", b"")
+    know_that_there_is_none(overlay, b"new", CAPABILITY)
+    overlay.set_attribute(b"new", CAPABILITY, CAPABILITIES)
+    assert get(overlay, b"new", CAPABILITY) == CAPABILITIES
+    overlay.change(b"new", mode=0o600)
+    assert get(overlay, b"new", CAPABILITY) == CAPABILITIES
+    overlay.fs.kill_privileges(overlay.node(b"new").nodeid, Caller(1000, 1000, 0))
+    know_that_there_is_none(overlay, b"new", CAPABILITY)
+
+
+def test_set_id_bits_that_a_new_file_gets_fall_again(overlay: Vfs) -> None:
+    overlay.create(b"new", b"")
+    nodeid = overlay.node(b"new").nodeid
+    for _ in range(2):
+        overlay.change(b"new", mode=0o6777)
+        overlay.fs.kill_privileges(nodeid, Caller(1000, 1000, 0))
+        assert stat.S_IMODE(overlay.fs.attributes(overlay.fs.node(nodeid)).mode) == 0o777

@@ -441,3 +441,22 @@ def test_removes_a_single_object(open_layer: OpenLayer, base: Path) -> None:
     assert os.listdir(base) == []
     with fails_with(errno.ENOENT):
         layer.root.remove_tree(b"file")
+
+
+@pytest.mark.parametrize("refusal", [None, errno.ENOSYS, errno.EPERM])
+def test_modes_are_set_also_where_the_kernel_lacks_the_call(
+    refusal: int | None, base: Path, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise syscalls.error(refusal or 0)
+
+    file = make_file(base / "file", "content")
+    (base / "link").symlink_to("file")
+    if refusal is not None:
+        monkeypatch.setattr(syscalls, "set_mode", refuse)
+    root = open_layer().root
+    root.child(b"file").set_mode(0o4711)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o4711
+    with fails_with(errno.EOPNOTSUPP):
+        root.child(b"link").set_mode(0o777)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o4711

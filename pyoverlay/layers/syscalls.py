@@ -205,6 +205,9 @@ def set_times(
     directory: int, path: bytes, access_ns: int | None, modification_ns: int | None, *, follow: bool
 ) -> None:
     """Set times in nanoseconds since the epoch; None leaves one as it is, `NOW` is now: utimensat(2)."""
+    if access_ns is not None and modification_ns is not None and NOW not in (access_ns, modification_ns):
+        os.utime(path, ns=(access_ns, modification_ns), dir_fd=directory, follow_symlinks=follow)
+        return
     times = (_Timespec * 2)()
     for slot, value in zip(times, (access_ns, modification_ns), strict=True):
         if value is None:

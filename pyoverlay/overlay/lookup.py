@@ -23,7 +23,9 @@ from pyoverlay.overlay.ownership import Ownership
 from pyoverlay.overlay.shown import Attributes
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
-_LOOKUPS_BEFORE_LOADING: Final = 8
+_PROBES_BEFORE_LOADING: Final = 8
+"""How often names are looked for in the layers of a directory before it is read as a whole.  Reading it takes
+about six system calls a layer, and looking for a name two in each that lacks it."""
 _BLOCK: Final = 512
 _NO_UUID: Final = bytes(16)
 
@@ -95,8 +97,12 @@ class Lookup:
         """Count a lookup in a directory that isn't loaded; tell whether loading it now pays."""
         if parent.loaded:
             return False
-        parent.lookups_unloaded += 1
-        return parent.lookups_unloaded > _LOOKUPS_BEFORE_LOADING
+        looked_up = parent.lookups_unloaded
+        parent.lookups_unloaded = looked_up + 1
+        if not looked_up:
+            return False  # a directory on the way to others
+        contributors = len(parent.lowers) + (parent.upper is not None)
+        return looked_up * contributors >= _PROBES_BEFORE_LOADING
 
     def _search(self, parent: Directory, name: bytes, known: tuple[LayerObject, ...] | None) -> Node | None:
         """fs/overlayfs/namei.c: ovl_lookup.  ``known`` are the directories in which the name was seen."""

@@ -15,7 +15,7 @@ from pyoverlay.overlay.filesystem import LoadNeeded, NameOnly, Node
 from pyoverlay.overlay.merging import DirectoryLoad
 from pyoverlay.overlay.node import ROOT_NODEID
 from tests.harness import Stack as LayerDirectories
-from tests.harness import fails_with
+from tests.harness import fails_with, make_stack
 from tests.harness.content import (
     is_whiteout,
     make_directory,
@@ -260,6 +260,27 @@ def begin_load(vfs: Vfs) -> DirectoryLoad:
     with pytest.raises(LoadNeeded) as needed:
         vfs.fs.read_directory(nodeid, 0)
     return needed.value.load
+
+
+@pytest.mark.parametrize(("lowers", "lookups"), [(1, 9), (2, 5), (4, 3), (12, 2)])
+def test_a_directory_of_many_layers_is_read_after_fewer_lookups(
+    base: Path, lowers: int, lookups: int
+) -> None:
+    """Each name that is looked for costs more there; a directory that is only passed is never read."""
+    layers = make_stack(base / "many", lowers=lowers)
+    for lower in layers.lowers:
+        make_file(lower / "d" / lower.name)
+    overlay = Vfs(layers)
+    try:
+        directory = overlay.directory(b"d")
+        seen = []
+        for _ in range(lookups):
+            seen.append(directory.loaded)
+            assert not overlay.exists(b"d/absent")
+        assert not any(seen)
+        assert directory.loaded
+    finally:
+        overlay.close()
 
 
 def test_a_large_directory_is_asked_for(stack: LayerDirectories, overlay: Vfs, large: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from pyoverlay.layers import marks, syscalls
 from pyoverlay.layers.layer import LayerObject
 from pyoverlay.overlay.lookup import Lookup
-from pyoverlay.overlay.node import Directory
+from pyoverlay.overlay.node import Directory, Node
 
 _LARGE: Final = 64 * 1024
 """Bytes of directory, about a thousand entries: what is read in passing is smaller."""
@@ -58,6 +58,7 @@ class DirectoryLoad:
         self._merge = _Merge()
         for source in self._sources:
             self._merge.add(source, self._whiteout_attribute)
+        self._merge.finish()
 
     @property
     def is_outdated(self) -> bool:
@@ -78,8 +79,10 @@ class DirectoryLoad:
             if self.is_outdated:
                 self.begin_anew()
                 self.run()
-            known, visible = directory.entries, self._merge.visible
-            directory.entries = {name: known.get(name, places) for name, places in visible.items()}
+            entries = self._merge.entries
+            # Of a large directory few are known.
+            entries.update((name, known) for name, known in directory.entries.items() if name in entries)
+            directory.entries = entries
             directory.covered = self._merge.covered
             directory.loaded = True
         finally:
@@ -127,6 +130,8 @@ class _Merge:
 
     def __init__(self) -> None:
         self.visible: dict[bytes, Places] = {}
+        self.entries: dict[bytes, Node | Places] = {}
+        """What is visible, when all is merged."""
         self.covered: set[bytes] = set()
         self._closed: set[bytes] = set()
         """Names that nothing below adds to: whiteouts, and what is no directory."""
@@ -153,6 +158,12 @@ class _Merge:
             self._closed_by_upper = closed
         else:
             self._closed_by_upper = self._closed_by_upper - hidden
+
+    def finish(self) -> None:
+        """Let go of what only the merging needs, in the thread that does it."""
+        self.entries.update(self.visible)
+        self.visible = {}
+        self._closed = set()
 
     def _place(self, name: bytes, kind: int, alone: Places, closed: set[bytes]) -> None:
         is_whiteout = kind == syscalls.DT_CHR

@@ -289,6 +289,10 @@ class Exchange:
         """Make the kernel ask again for a directory's names."""
         self.write(0, wire.invalidate_listing(nodeid))
 
+    def store_data(self, nodeid: int, data: wire.Buffer) -> None:
+        """Put the data of a file, which nobody has open, in the kernel's page cache."""
+        self.write(0, wire.store_data(nodeid, len(data)), data)
+
     def close(self) -> None:
         """Close the device: whoever still waits for an answer gets ENOTCONN."""
         self._waiting.close()

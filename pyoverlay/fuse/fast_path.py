@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import stat
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -19,6 +20,7 @@ from typing import Final, Protocol
 from pyoverlay.fuse import messages, wire
 from pyoverlay.fuse.answers import Answers, caller_of, change_of
 from pyoverlay.fuse.device import max_transfer
+from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE
 from pyoverlay.fuse.reading import QuickReads
 from pyoverlay.fuse.wire import Buffer, Opcode
 from pyoverlay.layers.syscalls import FLAG_COMMANDS, error
@@ -30,6 +32,7 @@ from pyoverlay.overlay.filesystem import (
     Node,
     OverlayFilesystem,
 )
+from pyoverlay.overlay.node import OPENED
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ Handler = Callable[[int, memoryview], Buffer]
 
 _SHORT: Final = 1024
 _NO_CHANGE: Final = Change()
+_MOST_GIVEN: Final = 64 * 1024
+"""Bytes of a file that is so small that whoever opens it reads all of it."""
 # As plain numbers: they are compared once a request.
 _FORGET: Final = int(Opcode.FORGET)
 _BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
@@ -53,6 +58,9 @@ class Transport(Protocol):
 
     def opened(self, handle: int) -> tuple[int, int]:
         """Decide how an opened file is read and written: FOPEN flags, and a backing file's number."""
+
+    def store_data(self, nodeid: int, data: Buffer) -> None:
+        """Put the data of a file, which nobody has open, in the kernel's page cache."""
 
     def read_later(self, unique: int, descriptor: int, size: int, offset: int) -> None:
         """Have data read that must be waited for, and the request ``unique`` answered."""
@@ -243,8 +251,25 @@ class FastPath:
 
     def _open(self, nodeid: int, message: memoryview) -> Buffer:
         flags, _ = messages.FLAGS.unpack_from(message, messages.BODY)
+        node = self._filesystem.node(nodeid)
+        is_first = not node.unseen & OPENED
         handle = self._filesystem.open(nodeid, flags, messages.CALLER.unpack_from(message)[2])
-        return self._answers.opened(handle)
+        how, backing = self._transport.opened(handle)
+        if is_first and how == FOPEN_KEEP_CACHE and node.upper is None and not flags & os.O_DIRECT:
+            self._give_data(node, handle)
+        return messages.opened_answer(handle, how, backing)
+
+    def _give_data(self, node: Node, handle: int) -> None:
+        """Give the kernel all data of a small file of a lower before it asks for that.
+
+        Only at the first open: while a read goes on, the kernel would wait for its answer first.
+        """
+        size = self._filesystem.attributes(node).size
+        if 0 < size <= _MOST_GIVEN:
+            descriptor = self._filesystem.descriptor_for_reading(handle)
+            data = self._reads.read(descriptor, self._read_buffer[:size], 0)
+            if data is not None and len(data) == size:
+                self._transport.store_data(node.nodeid, data)
 
     def _create(self, nodeid: int, message: memoryview) -> Buffer:
         flags, mode, umask, _ = messages.CREATE.unpack_from(message, messages.BODY)

@@ -101,6 +101,7 @@ INIT_EXT: Final = 1 << 30
 PASSTHROUGH: Final = 1 << 37
 
 NOTIFY_INVALIDATE_INODE: Final = 2
+NOTIFY_STORE: Final = 4
 
 NAME_ONLY: Final = 1 << 63
 """Set in a nodeid of a READDIRPLUS reply within the daemon: the kernel gets name and number only."""
@@ -119,6 +120,7 @@ _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _INVALIDATE_INODE: Final = struct.Struct("=Qqq")
+_STORE: Final = struct.Struct("=QQII")
 DIRENT: Final = struct.Struct("=QQII")
 
 IN_HEADER_SIZE: Final = _IN_HEADER.size
@@ -383,6 +385,12 @@ def invalidate_listing(nodeid: int) -> bytes:
 def set_directory_handle(message: bytearray | memoryview, handle: int) -> None:
     """Give a READDIRPLUS or FSYNCDIR another handle."""
     _U64.pack_into(message, IN_HEADER_SIZE, handle)
+
+
+def store_data(nodeid: int, size: int) -> bytes:
+    """Begin the notification that puts a file's first ``size`` bytes, which follow, in the page cache."""
+    length = OUT_HEADER_SIZE + _STORE.size + size
+    return _OUT_HEADER.pack(length, NOTIFY_STORE, 0) + _STORE.pack(nodeid, 0, size, 0)
 
 
 def interrupted_unique(message: Buffer) -> int:

@@ -24,7 +24,7 @@ from pyoverlay.overlay.files import Files, OpenFile, is_for_writing
 from pyoverlay.overlay.listing import Listing, LoadNeeded, NameOnly
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.namespace import Namespace
-from pyoverlay.overlay.node import LOWER_BIRTH_TOLD, NOT_WATCHED, Directory, Node
+from pyoverlay.overlay.node import LOWER_BIRTH_TOLD, NOT_WATCHED, OPENED, Directory, Node
 from pyoverlay.overlay.ownership import CAPABILITY
 from pyoverlay.overlay.ranges import RangeCopy, Ranges, RangeWork
 from pyoverlay.overlay.shown import Attributes
@@ -297,6 +297,7 @@ class OverlayFilesystem:
             self.admit_open(nodeid, flags, pid)
         opened = self._files.open(node, flags)
         opened.nodeid = nodeid
+        node.unseen |= OPENED
         return self._new_handle(opened)
 
     def file(self, handle: int) -> OpenFile:

@@ -31,6 +31,8 @@ SUPERSEDED: Final = 16
 """The kernel knows it by two nodeids: what is changed by one is not known by the other."""
 WRITER_CAME: Final = 32
 """Somebody came to write to it while the kernel read its lower by itself: that isn't done again."""
+OPENED: Final = 64
+"""It was opened by the nodeid that it has now: the kernel may read it, and keep what it read."""
 NOT_WATCHED: Final = OPEN_UNSEEN | WRITTEN_UNSEEN
 
 _FILE_SYSTEM_SHIFT: Final = 56
@@ -381,6 +383,7 @@ class NodeTable:
         del self._nodes[nodeid]
         if nodeid == node.nodeid:
             node.nodeid = 0
+            node.unseen &= ~OPENED
         if node.lookups > 0:
             return
         node.lookups = 0

@@ -78,6 +78,29 @@ def test_pages_that_are_cached_follow_a_copy_up(stack: Stack, mount_overlay: Mou
     assert (stack.upper / "big").read_bytes() == expected
 
 
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 40_000, 65_536, 65_537])
+def test_small_files_are_what_they_are_however_they_change(
+    stack: Stack, mount_overlay: MountFactory, size: int
+) -> None:
+    """What is put in the page cache when a file is opened is all of it, and nothing that was so before."""
+    content = os.urandom(size)
+    make_file(stack.lower / "file", content)
+    path = mount_overlay().path / "file"
+    with path.open("rb", buffering=0) as reader:
+        assert os.pread(reader.fileno(), 100_000, 0) == content
+        with mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == content
+            assert bytes(memoryview(mapped)) == content
+        os.truncate(path, size // 2)
+        assert os.pread(reader.fileno(), 100_000, 0) == content[: size // 2]
+        os.truncate(path, size)
+        assert path.read_bytes() == content[: size // 2] + bytes(size - size // 2)
+        path.write_bytes(b"new")
+        assert os.pread(reader.fileno(), 100_000, 0) == b"new"
+    assert path.read_bytes() == b"new"
+    assert (stack.lower / "file").read_bytes() == content
+
+
 def test_map_sees_what_others_write(merged: Path) -> None:
     path = make_file(merged / "d" / "mapped", b"a" * 8192)
 

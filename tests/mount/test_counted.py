@@ -134,6 +134,13 @@ def test_second_read_sends_no_read(stack: Stack, where: str, options: str) -> No
         _read_twice(mount, where)
 
 
+def test_small_files_of_lowers_are_read_without_a_read(mount: Mount) -> None:
+    with spending(mount) as spent:
+        for number in range(300):
+            assert (mount.path / f"shared/file{number}").read_text() == f"{number}\n"
+    assert "READ" not in spent.requests
+
+
 def _read_twice(mount: Mount, where: str) -> None:
     path = mount.path / "data"
     content = path.read_bytes()

@@ -14,7 +14,7 @@ import pytest
 from pyoverlay.fuse import messages, reading
 from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE
-from pyoverlay.fuse.wire import Opcode
+from pyoverlay.fuse.wire import Buffer, Opcode
 from pyoverlay.overlay.node import ROOT_NODEID, Node
 from pyoverlay.overlay.shown import Attributes
 from tests.harness import Stack
@@ -32,6 +32,7 @@ class WayToKernel:
     def __init__(self) -> None:
         self.nodeids: list[int] = []
         self.listings: list[int] = []
+        self.stored: list[tuple[int, bytes]] = []
         self.later: list[tuple[int, int, int]] = []
         self.writes: list[tuple[int, Callable[[], int]]] = []
 
@@ -44,6 +45,9 @@ class WayToKernel:
     def opened(self, handle: int) -> tuple[int, int]:
         assert handle
         return FOPEN_KEEP_CACHE, 0
+
+    def store_data(self, nodeid: int, data: Buffer) -> None:
+        self.stored.append((nodeid, bytes(data)))
 
     def read_later(self, unique: int, descriptor: int, size: int, offset: int) -> None:
         assert os.fstat(descriptor)
@@ -409,6 +413,33 @@ def test_data_that_a_slow_disk_has_is_read_later(
     assert kernel.way.later == [(UNIQUE, 65536, 0)]
     assert file.read_bytes() == b"x" * 100_000
     assert kernel.ask(Opcode.READ, 0, read_body(handle, 65536, 65536)) == b"x" * 34464
+
+
+def test_a_small_file_of_a_lower_is_given_at_its_first_open(lower: Path, kernel: Kernel) -> None:
+    (lower / "file").write_bytes(b"x" * 5000)
+    nodeid = kernel.lookup(b"file")
+    handle = kernel.open(nodeid)
+    kernel.open(nodeid)
+    assert kernel.way.stored == [(nodeid, b"x" * 5000)]
+
+    kernel.send(Opcode.RELEASE, nodeid, struct.pack("=QIIQ", handle, 0, 0, 0))
+    kernel.send(Opcode.FORGET, nodeid, struct.pack("=Q", 1))
+    again = kernel.lookup(b"file")
+    kernel.open(again)
+    assert kernel.way.stored[1:] == [(again, b"x" * 5000)]
+
+
+@pytest.mark.parametrize(("size", "flags"), [(0, 0), (65537, 0), (100, os.O_DIRECT)])
+def test_no_data_is_given_that_nobody_may_want(lower: Path, kernel: Kernel, size: int, flags: int) -> None:
+    (lower / "file").write_bytes(b"x" * size)
+    kernel.open(kernel.lookup(b"file"), flags)
+    assert kernel.way.stored == []
+
+
+def test_data_that_may_change_is_not_given(kernel: Kernel, stack: Stack) -> None:
+    (stack.upper / "upper").write_bytes(b"x")
+    kernel.open(kernel.lookup(b"upper"))
+    assert kernel.way.stored == []
 
 
 def test_who_may_see_trusted_attributes_is_asked_elsewhere(kernel: Kernel, stack: Stack) -> None:

@@ -60,9 +60,8 @@ def overlay(stack: LayerDirectories, open_overlay: Callable[..., Vfs]) -> Vfs:
     return open_overlay()
 
 
-async def names_once_loaded(overlay: Vfs, loads: DirectoryLoads) -> int:
-    """The number of names in `d`, waiting as the operations do."""
-    nodeid = overlay.node(b"d").nodeid
+async def names_once_loaded(overlay: Vfs, nodeid: int, loads: DirectoryLoads) -> int:
+    """The number of names in a directory, waiting as the operations do."""
     while True:
         try:
             return len(list(overlay.fs.read_directory(nodeid, 0)))
@@ -72,11 +71,11 @@ async def names_once_loaded(overlay: Vfs, loads: DirectoryLoads) -> int:
 
 async def test_all_wait_for_one_reading(overlay: Vfs, gate: Gate) -> None:
     loads, counts = DirectoryLoads(), []
+    nodeid = overlay.node(b"d").nodeid
 
     async def count() -> None:
-        counts.append(await names_once_loaded(overlay, loads))
+        counts.append(await names_once_loaded(overlay, nodeid, loads))
 
-    overlay.node(b"d")
     before = open_descriptors()
     async with trio.open_nursery() as nursery:
         for _ in range(5):
@@ -92,17 +91,18 @@ async def test_all_wait_for_one_reading(overlay: Vfs, gate: Gate) -> None:
 
 async def test_whoever_waits_for_a_failed_reading_tries_again(overlay: Vfs, gate: Gate) -> None:
     loads, failures, counts = DirectoryLoads(), [], []
+    nodeid = overlay.node(b"d").nodeid
     gate.failure = OSError(errno.EIO, "unreadable")
 
     async def first() -> None:
         try:
-            await names_once_loaded(overlay, loads)
+            await names_once_loaded(overlay, nodeid, loads)
         except OSError as failure:
             failures.append(failure.errno)
             gate.failure = None
 
     async def second() -> None:
-        counts.append(await names_once_loaded(overlay, loads))
+        counts.append(await names_once_loaded(overlay, nodeid, loads))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(first)
@@ -115,9 +115,10 @@ async def test_whoever_waits_for_a_failed_reading_tries_again(overlay: Vfs, gate
 
 async def test_a_directory_that_changes_meanwhile_is_read_again_in_a_thread(overlay: Vfs, gate: Gate) -> None:
     loads, counts = DirectoryLoads(), []
+    nodeid = overlay.node(b"d").nodeid
 
     async def count() -> None:
-        counts.append(await names_once_loaded(overlay, loads))
+        counts.append(await names_once_loaded(overlay, nodeid, loads))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count)

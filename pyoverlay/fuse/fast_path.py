@@ -9,6 +9,7 @@ asks for more has changed nothing yet.  Translation only, as in `operations`; bo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -262,14 +263,16 @@ class FastPath:
     def _give_data(self, node: Node, handle: int) -> None:
         """Give the kernel all data of a small file of a lower before it asks for that.
 
-        Only at the first open: while a read goes on, the kernel would wait for its answer first.
+        Only at the first open: while a read goes on, the kernel would wait for its answer first.  The file
+        is open, whatever fails here: whoever reads it is told.
         """
-        size = self._filesystem.attributes(node).size
-        if 0 < size <= _MOST_GIVEN:
-            descriptor = self._filesystem.descriptor_for_reading(handle)
-            data = self._reads.read(descriptor, self._read_buffer[:size], 0)
-            if data is not None and len(data) == size:
-                self._transport.store_data(node.nodeid, data)
+        with contextlib.suppress(OSError):
+            size = self._filesystem.attributes(node).size
+            if 0 < size <= _MOST_GIVEN:
+                descriptor = self._filesystem.descriptor_for_reading(handle)
+                data = self._reads.read(descriptor, self._read_buffer[:size], 0)
+                if data is not None and len(data) == size:
+                    self._transport.store_data(node.nodeid, data)
 
     def _create(self, nodeid: int, message: memoryview) -> Buffer:
         flags, mode, umask, _ = messages.CREATE.unpack_from(message, messages.BODY)

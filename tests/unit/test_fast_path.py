@@ -442,6 +442,23 @@ def test_data_that_may_change_is_not_given(kernel: Kernel, stack: Stack) -> None
     assert kernel.way.stored == []
 
 
+def test_a_file_that_cannot_be_read_can_be_opened(
+    lower: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads it is told; an open that fails would be closed by nobody."""
+    (lower / "file").write_bytes(b"x")
+    nodeid = kernel.lookup(b"file")
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "unreadable")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    handle = kernel.open(nodeid)
+    assert kernel.way.stored == []
+    with fails_with(errno.EIO):
+        kernel.ask(Opcode.READ, nodeid, read_body(handle, 0, 4096))
+
+
 def test_who_may_see_trusted_attributes_is_asked_elsewhere(kernel: Kernel, stack: Stack) -> None:
     (stack.upper / "file").write_text("")
     os.setxattr(stack.upper / "file", "trusted.secret", b"")

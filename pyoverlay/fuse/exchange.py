@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from pyoverlay.fuse import messages, wire
@@ -264,9 +265,7 @@ class Exchange:
         """Write a reply, from any thread; whoever waits for one that is refused gets an error."""
         if self._closed:
             return
-        if self._killing and unique in self._killing:
-            # Before its caller can go on: what comes next is another's change.
-            self.filesystem.spare_privileges(*self._killing.pop(unique))
+        self._spare_privileges(unique)
         try:
             if len(pieces) == 1:
                 os.write(self.device, pieces[0])
@@ -281,13 +280,37 @@ class Exchange:
             if unique and pieces != (excuse,):
                 self.write(unique, excuse)
 
+    def _spare_privileges(self, unique: int) -> None:
+        if self._killing and unique in self._killing:
+            # Before its caller can go on: what comes next is another's change.
+            self.filesystem.spare_privileges(*self._killing.pop(unique))
+
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
         self.write(0, wire.invalidate_attributes(nodeid))
 
-    def invalidate_listing(self, nodeid: int) -> None:
-        """Make the kernel ask again for a directory's names."""
-        self.write(0, wire.invalidate_listing(nodeid))
+    def invalidate_listings(self, nodeids: Sequence[int]) -> None:
+        """Make the kernel ask again for directories' names; not to be called in the thread that serves.
+
+        The kernel waits for whoever takes names from what it keeps, and he may wait for an answer: his buffer
+        may be a map of a file of this mount (fs/fuse/readdir.c: fuse_readdir_cached).
+        """
+        for nodeid in nodeids:
+            self.write(0, wire.invalidate_listing(nodeid))
+
+    def answer_after_invalidation(
+        self, nodeids: Sequence[int], unique: int, pieces: list[wire.Buffer]
+    ) -> None:
+        """Invalidate listings, then write a reply, while everything else goes on."""
+        self._spare_privileges(unique)
+        kept = [bytes(piece) for piece in pieces]
+
+        def invalidate_and_answer() -> None:
+            self.invalidate_listings(nodeids)
+            if kept:
+                self.write(unique, *kept)
+
+        threading.Thread(target=invalidate_and_answer, name="invalidation", daemon=True).start()
 
     def store_data(self, nodeid: int, data: wire.Buffer) -> None:
         """Put the data of a file, which nobody has open, in the kernel's page cache."""

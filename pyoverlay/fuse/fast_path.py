@@ -15,7 +15,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from pyoverlay.fuse import messages, wire
@@ -54,8 +54,8 @@ class Transport(Protocol):
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
 
-    def invalidate_listing(self, nodeid: int) -> None:
-        """Make the kernel ask again for a directory's names."""
+    def answer_after_invalidation(self, nodeids: Sequence[int], unique: int, pieces: list[Buffer]) -> None:
+        """Make the kernel ask again for directories' names, then write a reply, if there are ``pieces``."""
 
     def opened(self, handle: int) -> tuple[int, int]:
         """Decide how an opened file is read and written: FOPEN flags, and a backing file's number."""
@@ -119,6 +119,14 @@ class FastPath:
 
     def answer(self, opcode: int, unique: int, nodeid: int, message: memoryview) -> list[Buffer] | None:
         """Return the pieces of the answer, none for a request without one; None when it is pyfuse3's."""
+        pieces = self._answer(opcode, unique, nodeid, message)
+        listed = self._filesystem.take_changed_listings()
+        if not listed:
+            return pieces
+        self._transport.answer_after_invalidation(listed, unique, pieces or [])
+        return [] if pieces else pieces
+
+    def _answer(self, opcode: int, unique: int, nodeid: int, message: memoryview) -> list[Buffer] | None:
         handler = self._handlers.get(opcode)
         if handler is None:
             return self._take_back(opcode, nodeid, message)
@@ -140,8 +148,6 @@ class FastPath:
         finally:
             for moved in self._filesystem.take_copied_up():
                 self._transport.invalidate_attributes(moved)
-            for listed in self._filesystem.take_changed_listings():
-                self._transport.invalidate_listing(listed)
         header = wire.answer_header(unique, len(body))
         # One piece is written faster than two, unless it must be copied for that.
         return [header + body] if len(body) < _SHORT else [header, body]

@@ -66,7 +66,8 @@ class Forwarder:
         self._on_interrupt = on_interrupt
         exchange.on_interrupt = self._interrupt
         self.invalidate_attributes: Final = exchange.invalidate_attributes
-        self.invalidate_listing: Final = exchange.invalidate_listing
+        self.invalidate_listings: Final = exchange.invalidate_listings
+        self.answer_after_invalidation: Final = exchange.answer_after_invalidation
         self.opened: Final = exchange.opened
         self._in_flight: dict[int, Request] = {}
         self._idle = trio.Event()

@@ -62,8 +62,8 @@ class Transport(Protocol):
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
 
-    def invalidate_listing(self, nodeid: int) -> None:
-        """Make the kernel ask again for a directory's names."""
+    def invalidate_listings(self, nodeids: Sequence[int]) -> None:
+        """Make the kernel ask again for directories' names, and wait for those who read them."""
 
 
 def _answers(handler: Handler) -> Handler:
@@ -81,7 +81,7 @@ def _answers(handler: Handler) -> Handler:
             log.exception("%s failed", handler.__name__)
             raise FUSEError(errno.EIO) from None
         finally:
-            self._pass_on()
+            await self._pass_on()
 
     return answer  # type: ignore[return-value]
 
@@ -105,11 +105,15 @@ class OverlayOperations(pyfuse3.Operations):
         self._timeout = options.timeout
         self._skips_sync = options.volatile
 
-    def _pass_on(self) -> None:
+    async def _pass_on(self) -> None:
         for nodeid in self._filesystem.take_copied_up():
             self._transport.invalidate_attributes(nodeid)
-        for nodeid in self._filesystem.take_changed_listings():
-            self._transport.invalidate_listing(nodeid)
+        listed = self._filesystem.take_changed_listings()
+        if listed:
+            # A thread more: those that copy may all be taken.
+            await trio.to_thread.run_sync(
+                self._transport.invalidate_listings, listed, limiter=trio.CapacityLimiter(1)
+            )
         self._transport.make_room_for_reply()
 
     async def _run(self, pid: int, operation: Callable[[], Result]) -> Result:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 import trio
@@ -36,8 +36,8 @@ class Transport(Protocol):
     def invalidate_attributes(self, nodeid: int) -> None:
         """Make the kernel ask again for a node's attributes."""
 
-    def invalidate_listing(self, nodeid: int) -> None:
-        """Make the kernel ask again for a directory's names."""
+    def answer_after_invalidation(self, nodeids: Sequence[int], unique: int, pieces: list[Buffer]) -> None:
+        """Make the kernel ask again for directories' names, then write a reply, if there are ``pieces``."""
 
     def opened(self, handle: int) -> tuple[int, int]:
         """Decide how an opened file is read and written: FOPEN flags, and a backing file's number."""
@@ -159,8 +159,9 @@ class OwnOpcodes:
     def _pass_on(self) -> None:
         for nodeid in self._filesystem.take_copied_up():
             self._transport.invalidate_attributes(nodeid)
-        for nodeid in self._filesystem.take_changed_listings():
-            self._transport.invalidate_listing(nodeid)
+        listed = self._filesystem.take_changed_listings()
+        if listed:
+            self._transport.answer_after_invalidation(listed, 0, [])
 
     # Files without a name
 

@@ -177,10 +177,15 @@ class DirectoryStream:
             self._stream = None
 
 
+def getdents_into(descriptor: int, buffer: "ctypes.Array[ctypes.c_char]") -> int:
+    """getdents64(2) into memory of the caller's; how many bytes of it were filled."""
+    return _check(_libc.syscall(_SYS_GETDENTS64, descriptor, buffer, ctypes.c_size_t(len(buffer))))
+
+
 def getdents(descriptor: int, size: int) -> list[DirectoryEntry]:
     """getdents64(2) with a buffer of `size` bytes; an empty list is the end of the directory."""
     buffer = ctypes.create_string_buffer(size)
-    filled = _check(_libc.syscall(_SYS_GETDENTS64, descriptor, buffer, ctypes.c_size_t(size)))
+    filled = getdents_into(descriptor, buffer)
     entries = []
     position = 0
     while position < filled:

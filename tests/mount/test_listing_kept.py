@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import mmap
 import os
 import random
 import signal
@@ -15,7 +18,7 @@ import pytest
 
 from tests.harness import Kind, Mount, MountFactory, Stack
 from tests.harness.content import make_directory, make_file
-from tests.harness.libc import RENAME_EXCHANGE, DirectoryEntry, getdents, renameat2
+from tests.harness.libc import RENAME_EXCHANGE, DirectoryEntry, getdents, getdents_into, renameat2
 
 LARGEST_BUFFER = 32 * 1024
 
@@ -236,6 +239,66 @@ def test_position_told_before_a_change_is_good_for_another_descriptor(directory:
     finally:
         os.close(one)
         os.close(two)
+
+
+@pytest.mark.parametrize("options", [(), ("fast_path=off",)], ids=["fast-path", "pyfuse3"])
+def test_names_are_taken_into_a_map_of_a_file_that_is_not_read_yet(
+    stack: Stack, options: tuple[str, ...]
+) -> None:
+    """While another's end invalidates the listing: the kernel waits for one who waits for the daemon."""
+    for number in range(300):
+        make_file(stack.lower / "d" / f"name{number:04}")
+    os.truncate(make_file(stack.lower / "mapped"), 8 << 20)
+    with Mount(Kind.PYOVERLAY, stack, *options) as mount:
+        directory = mount.path / "d"
+        ending = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        getdents(ending, 4000)
+        (directory / "new").touch()
+        for _ in range(2):
+            for _ in entries_of(ending):
+                pass
+            for _ in range(2):
+                assert "new" in os.listdir(directory)
+        kept = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        mapped = os.open(mount.path / "mapped", os.O_RDONLY)
+        memory = mmap.mmap(mapped, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        unread = (ctypes.c_char * 4096).from_buffer(memory, 4 << 20)
+        assert mount.pid is not None
+        os.kill(mount.pid, signal.SIGSTOP)
+        try:
+            children = [
+                _in_child(functools.partial(getdents, ending, 4000)),
+                _in_child(functools.partial(getdents_into, kept, unread)),
+            ]
+        finally:
+            os.kill(mount.pid, signal.SIGCONT)
+        try:
+            assert [_exit_status(child) for child in children] == [False, True]
+        finally:
+            for descriptor in (ending, kept, mapped):
+                os.close(descriptor)
+
+
+def _in_child(ask: Callable[[], object]) -> int:
+    """Begin a child that asks, and tells whether it got something; return when it waits for its answer."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(bool(ask()))
+        finally:
+            os._exit(2)
+    limit = time.monotonic() + 20
+    while not Path(f"/proc/{child}/syscall").read_text().startswith("217 "):  # getdents64
+        assert time.monotonic() < limit
+    return child
+
+
+def _exit_status(child: int) -> int:
+    limit = time.monotonic() + 20
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        assert time.monotonic() < limit, "it still waits"
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 # Inode numbers

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,8 @@ class WayToKernel:
     def __init__(self) -> None:
         self.nodeids: list[int] = []
         self.listings: list[int] = []
+        self.answered: list[Buffer] = []
+        """What is to be answered after listings were invalidated."""
         self.stored: list[tuple[int, bytes]] = []
         self.later: list[tuple[int, int, int]] = []
         self.writes: list[tuple[int, Callable[[], int]]] = []
@@ -39,8 +41,10 @@ class WayToKernel:
     def invalidate_attributes(self, nodeid: int) -> None:
         self.nodeids.append(nodeid)
 
-    def invalidate_listing(self, nodeid: int) -> None:
-        self.listings.append(nodeid)
+    def answer_after_invalidation(self, nodeids: Sequence[int], unique: int, pieces: list[Buffer]) -> None:
+        assert unique == UNIQUE
+        self.listings.extend(nodeids)
+        self.answered = pieces
 
     def opened(self, handle: int) -> tuple[int, int]:
         assert handle
@@ -68,7 +72,11 @@ class Kernel:
     def send(self, opcode: int, nodeid: int, body: bytes = b"", user: int = 0) -> list[bytes] | None:
         message = HEADER.pack(HEADER.size + len(body), opcode, UNIQUE, nodeid, user, user, 1, 0, 0) + body
         answer = self.fast_path.answer(opcode, UNIQUE, nodeid, memoryview(bytearray(message)))
-        return None if answer is None else [bytes(piece) for piece in answer]
+        if answer is None:
+            return None
+        answer = answer or self.way.answered
+        self.way.answered = []
+        return [bytes(piece) for piece in answer]
 
     def ask(self, opcode: int, nodeid: int, body: bytes = b"", user: int = 0) -> bytes:
         """Return the body of an answer; raise OSError for one with an errno."""

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,8 +39,8 @@ class Transport:
     def invalidate_attributes(self, nodeid: int) -> None:
         self.invalidated.append(nodeid)
 
-    def invalidate_listing(self, nodeid: int) -> None:
-        raise AssertionError(nodeid)
+    def invalidate_listings(self, nodeids: Sequence[int]) -> None:
+        raise AssertionError(nodeids)
 
 
 class Daemon:

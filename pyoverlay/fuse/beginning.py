@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 _SECONDS_OF_A_THREAD_TURN: Final = 0.0005
 """A request waits for the importing thread for this long, not for Python's 5 ms."""
-
+_PATIENCE_MS: Final = 1
+"""Without a request for so long, nobody asks for anything."""
 _MOST_AT_ONCE: Final = 64
 """After as many requests the other descriptors are looked at, however many more are there."""
 
@@ -95,11 +96,19 @@ def _serve_until(
     for descriptor in (exchange.device, *others):
         poll.register(descriptor, select.POLLIN)
     while True:
-        ready = [descriptor for descriptor, _events in poll.poll()]
+        ready = [descriptor for descriptor, _events in _wait(poll, exchange)]
         if exchange.device in ready and not _receive_what_is_there(exchange, kept):
             return False
         if needed(kept) or len(ready) > (exchange.device in ready):
             return True
+
+
+def _wait(poll: select.poll, exchange: Exchange) -> list[tuple[int, int]]:
+    """Wait for somebody, and do meanwhile what was put off until nobody asks for anything."""
+    ready = poll.poll(_PATIENCE_MS)
+    while not ready and exchange.filesystem.tidy_up():
+        ready = poll.poll(0)
+    return ready or poll.poll()
 
 
 def _receive_what_is_there(exchange: Exchange, kept: list[Request]) -> bool:

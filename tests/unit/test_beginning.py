@@ -217,3 +217,28 @@ def test_nothing_stays_open(open_overlay: Callable[..., Vfs], module: SlowModule
     began.need()
     began.end()
     assert (sys.getswitchinterval(), open_descriptors()) == (turn, before)
+
+
+def test_what_was_put_off_is_done_before_anything_is_imported(
+    open_overlay: Callable[..., Vfs], module: SlowModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may ever ask for more than quick things."""
+    overlay = open_overlay()
+    left = [3]
+    done = threading.Event()
+
+    def tidy_up() -> bool:
+        left[0] -= left[0] > 0
+        if not left[0]:
+            done.set()
+        return left[0] > 0
+
+    monkeypatch.setattr(overlay.fs, "tidy_up", tidy_up)
+    began = Beginning(overlay)
+    assert began.asked(init_request(0)) == (0, 1)
+    was_done = done.wait(SECONDS)
+    assert not module.is_being_imported
+    began.need()
+    module.let_go_on()
+    began.end()
+    assert was_done

@@ -17,8 +17,9 @@ from pyoverlay.overlay.node import Directory, ListingOrder, Node
 
 _FIRST_POSITION: Final = 2
 """Of a name; positions 0 and 1 are those of ``.`` and ``..``.  An offset is the next entry's, at least."""
-_EPOCH_SHIFT: Final = 32
-_POSITION_BITS: Final = (1 << _EPOCH_SHIFT) - 1
+_EPOCH_SHIFT: Final = 20
+_EPOCHS: Final = 1 << 11
+_LONG_EPOCH_SHIFT: Final = 32
 
 
 class LoadNeeded(Exception):  # noqa: N818 - it asks for something, nothing failed
@@ -47,7 +48,7 @@ class Listing:
     """Loads directories and lists them.
 
     Offsets belong to the directory, not to a reader: the kernel keeps what it was told, and goes on at any of
-    its offsets, for any reader.  An offset names a position (`ListingOrder`), and in its upper half the epoch
+    its offsets, for any reader.  An offset names a position (`ListingOrder`), and in its upper bits the epoch
     that its listing began in.  So the kernel, which joins answers where offsets meet, joins none from before
     a change with one from after it (fs/fuse/readdir.c: fuse_add_dirent_to_cache).
     """
@@ -68,18 +69,19 @@ class Listing:
             order = directory.listing_order = ListingOrder(directory.entries, _FIRST_POSITION)
         elif offset == 0 and order.outdated:
             order.renew(directory.entries)
-        epoch = offset >> _EPOCH_SHIFT if offset else order.epoch
-        return self._entries(directory, order, epoch << _EPOCH_SHIFT, offset & _POSITION_BITS)
+        epoch, position = _epoch_and_position(offset) if offset else (order.epoch, 0)
+        return self._entries(directory, order, epoch, position)
 
     def _entries(
         self, directory: Directory, order: ListingOrder, epoch: int, begin: int
     ) -> Iterator[tuple[bytes, Node | NameOnly, int]]:
         names, positions = order.names, order.positions
+        zero = _offset_of_position_0(epoch, order.next_position)
         first = bisect.bisect_left(positions, begin)
         if begin < 1:
-            yield b".", directory, epoch | 1
+            yield b".", directory, zero | 1
         if begin < _FIRST_POSITION:
-            yield b"..", directory.parent or directory, epoch | _FIRST_POSITION
+            yield b"..", directory.parent or directory, zero | _FIRST_POSITION
         found = begin < _FIRST_POSITION
         for index in range(first, len(names)):
             name = names[index]
@@ -94,9 +96,9 @@ class Listing:
                 if node.link_key:
                     entry = NameOnly(node.inode, node.file_type)
             found = True
-            yield name, entry, epoch | positions[index] + 1
+            yield name, entry, zero | positions[index] + 1
         if not found:
-            self._end(directory, order, epoch >> _EPOCH_SHIFT)
+            self._end(directory, order, epoch)
 
     def _end(self, directory: Directory, order: ListingOrder, epoch: int) -> None:
         """Tell the end to a reader: if the directory has changed since it began, nobody else may be told so.
@@ -142,3 +144,20 @@ class Listing:
                 return False
             return False
         return True
+
+
+def _offset_of_position_0(epoch: int, next_position: int) -> int:
+    """Return what the offsets of a listing have in common.
+
+    They stay below 2^31 where they can: a program of 32 bits may know no larger ones.
+    """
+    if epoch < _EPOCHS and next_position < 1 << _EPOCH_SHIFT:
+        return epoch << _EPOCH_SHIFT
+    return (epoch + 1) << _LONG_EPOCH_SHIFT
+
+
+def _epoch_and_position(offset: int) -> tuple[int, int]:
+    long_epoch = offset >> _LONG_EPOCH_SHIFT
+    if long_epoch:
+        return long_epoch - 1, offset & (1 << _LONG_EPOCH_SHIFT) - 1
+    return offset >> _EPOCH_SHIFT, offset & (1 << _EPOCH_SHIFT) - 1

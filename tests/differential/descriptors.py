@@ -332,7 +332,10 @@ def rename_below(held: Held, slot: int, name: bytes, other: int, target: bytes) 
 def map_file(held: Held, number: int, slot: int, writable: bool, private: bool) -> Value:
     """mmap(2) of a whole file, in place of the map that had the number."""
     descriptor = held.descriptor(slot)
-    size = os.fstat(descriptor).st_size
+    status = os.fstat(descriptor)
+    size = status.st_size
+    if stat.S_ISDIR(status.st_mode):
+        size = mmap.PAGESIZE  # of one that was removed, the size is the file system's
     if size == 0:
         return "nothing to map"
     memory = mmap.mmap(

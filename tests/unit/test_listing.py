@@ -149,6 +149,37 @@ def test_offsets_survive_changes(stack: LayerDirectories, overlay: Vfs) -> None:
     assert sorted(seen + rest) == [b"f%d" % number for number in range(10)]
 
 
+def test_offsets_fit_programs_that_know_31_bits(stack: LayerDirectories, overlay: Vfs) -> None:
+    """After changes, too."""
+    make_file(stack.lower / "lower")
+    reader = Reader(overlay)
+    for number in range(10):
+        overlay.create(b"new%d" % number)
+        reader.offset = 0
+        assert len(reader.read()) == number + 4
+        assert reader.offset < 1 << 31
+
+
+@pytest.mark.parametrize(("renewed", "positions"), [(1 << 11, 12), (0, 1 << 20), (1 << 20, 1 << 25)])
+def test_offsets_that_need_more_bits(
+    stack: LayerDirectories, overlay: Vfs, renewed: int, positions: int
+) -> None:
+    """After very many changes, or of very many names."""
+    for number in range(10):
+        make_file(stack.lower / f"f{number}")
+    reader = Reader(overlay)
+    reader.read()
+    order = overlay.directory(b"").listing_order
+    assert order is not None
+    order.epoch, order.next_position = renewed, positions
+    overlay.create(b"new")
+    for first in range(1, 12):
+        reader.offset = 0
+        seen = reader.read(first)
+        assert sorted(seen + reader.read()) == sorted([*overlay.names(), b".", b".."])
+        assert reader.offset >> 32
+
+
 def test_a_name_that_has_gone_is_left_out_and_rewinding_begins_anew(
     stack: LayerDirectories, overlay: Vfs
 ) -> None:
@@ -190,7 +221,7 @@ def test_a_name_keeps_its_position_while_it_stays(stack: LayerDirectories, overl
     used: set[int] = set()
     for step in range(10):
         entries = list(overlay.fs.read_directory(ROOT_NODEID, 0))[2:]
-        now = {name: following & 0xFFFFFFFF for name, _node, following in entries}
+        now = {name: following & 0xFFFFF for name, _node, following in entries}
         assert list(now.values()) == sorted(now.values())
         stayed = positions.keys() & now.keys()
         assert {name: positions[name] for name in stayed} == {name: now[name] for name in stayed}

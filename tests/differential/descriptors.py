@@ -208,14 +208,19 @@ def utimens_of(held: Held, slot: int, atime_ns: int, mtime_ns: int) -> Value:
 
 @_action
 def copy_up_of(held: Held, slot: int) -> Value:
-    """Changes nothing that is shown, as its owner or as one who may write, and has it copied up."""
+    """Changes nothing that is shown but times, as its owner or as one who may write, and has it copied up."""
     descriptor = held.descriptor(slot)
     found = os.fstat(descriptor)
     try:
         os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns))
     except PermissionError:
-        os.setxattr(descriptor, b"user.copied", b"")
-        os.removexattr(descriptor, b"user.copied")
+        if found.st_mode & stat.S_ISVTX and stat.S_ISDIR(found.st_mode):
+            # Nobody but its owner may set an attribute: xattr(7).
+            os.mkdir(b"copied", dir_fd=descriptor)
+            os.rmdir(b"copied", dir_fd=descriptor)
+        else:
+            os.setxattr(descriptor, b"user.copied", b"")
+            os.removexattr(descriptor, b"user.copied")
     return None
 
 

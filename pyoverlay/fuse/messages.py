@@ -11,6 +11,7 @@ import struct
 from typing import Final
 
 from pyoverlay.fuse.wire import DIRENT, ENTRY_SIZE, IN_HEADER_SIZE
+from pyoverlay.overlay.shown import SIZE as ATTRIBUTES_SIZE
 from pyoverlay.overlay.shown import Attributes
 
 BODY: Final = IN_HEADER_SIZE
@@ -64,7 +65,6 @@ _BASIC_STATS: Final = 0x7FF
 _BIRTH_TIME: Final = 0x800
 
 _SECOND: Final = 1_000_000_000
-_ATTRIBUTES_SIZE: Final = 88
 _FILE_TYPE_SHIFT: Final = 12
 _FILE_TYPE_BITS: Final = 15
 
@@ -96,7 +96,7 @@ class Validity:
         """Struct fuse_attr_out, but for the attributes that end it."""
         self.of_entry = _ENTRY_VALID.pack(0, name, attribute, name_ns, attribute_ns)
         """Struct fuse_entry_out, between the nodeid that begins it and the attributes that end it."""
-        self.absent = bytes(NUMBER.size) + _ENTRY_VALID.pack(0, name, 0, name_ns, 0) + bytes(_ATTRIBUTES_SIZE)
+        self.absent = bytes(NUMBER.size) + _ENTRY_VALID.pack(0, name, 0, name_ns, 0) + bytes(ATTRIBUTES_SIZE)
         """The answer to a lookup that finds nothing: it may be kept, too."""
 
 

@@ -372,14 +372,12 @@ def init_reply_minor(message: Buffer) -> int:
 
 def invalidate_attributes(nodeid: int) -> bytes:
     """Make the notification that makes the kernel ask again for an inode's attributes, keeping its pages."""
-    body = _INVALIDATE_INODE.pack(nodeid, -1, 0)
-    return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), NOTIFY_INVALIDATE_INODE, 0) + body
+    return _notification(NOTIFY_INVALIDATE_INODE, _INVALIDATE_INODE.pack(nodeid, -1, 0))
 
 
 def invalidate_listing(nodeid: int) -> bytes:
     """Make the notification that makes the kernel drop what it keeps of a directory's listing."""
-    body = _INVALIDATE_INODE.pack(nodeid, 0, 0)
-    return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), NOTIFY_INVALIDATE_INODE, 0) + body
+    return _notification(NOTIFY_INVALIDATE_INODE, _INVALIDATE_INODE.pack(nodeid, 0, 0))
 
 
 def set_directory_handle(message: bytearray | memoryview, handle: int) -> None:
@@ -389,8 +387,12 @@ def set_directory_handle(message: bytearray | memoryview, handle: int) -> None:
 
 def store_data(nodeid: int, size: int) -> bytes:
     """Begin the notification that puts a file's first ``size`` bytes, which follow, in the page cache."""
-    length = OUT_HEADER_SIZE + _STORE.size + size
-    return _OUT_HEADER.pack(length, NOTIFY_STORE, 0) + _STORE.pack(nodeid, 0, size, 0)
+    return _notification(NOTIFY_STORE, _STORE.pack(nodeid, 0, size, 0), size)
+
+
+def _notification(kind: int, body: bytes, following: int = 0) -> bytes:
+    """Write a notification of which as many bytes as ``following`` come after ``body``."""
+    return _OUT_HEADER.pack(OUT_HEADER_SIZE + len(body) + following, kind, 0) + body
 
 
 def interrupted_unique(message: Buffer) -> int:

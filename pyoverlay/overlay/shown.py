@@ -12,6 +12,8 @@ import struct
 from typing import Final
 
 _PACKED: Final = struct.Struct("=QQQqqqIIIIIIIIII")
+SIZE: Final = _PACKED.size
+"""Of all attributes, in bytes."""
 _SECOND: Final = 1_000_000_000
 _LOW_32_BITS: Final = 0xFFFFFFFF
 """Of a device number, which has no more: 12 bits of major, 20 of minor (glibc's makedev as the kernel's)."""

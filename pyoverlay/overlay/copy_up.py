@@ -17,20 +17,16 @@ from typing import Final
 
 from pyoverlay.layers import marks, syscalls
 from pyoverlay.layers.layer import LayerObject
-from pyoverlay.layers.stack import Stack, WorkDirectory
+from pyoverlay.layers.stack import Stack
 from pyoverlay.layers.syscalls import error
+from pyoverlay.layers.work_directory import WorkDirectory
 from pyoverlay.overlay.access_control import ACL_PREFIX
+from pyoverlay.overlay.copied_data import copy_data, copy_flags
 from pyoverlay.overlay.lookup import Lookup
 from pyoverlay.overlay.node import Directory, Node, names_of
 from pyoverlay.overlay.protection import Protection
 
-_PIECE: Final = 4 * 1024 * 1024
-_NO_REFLINK: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM})
-_NO_RANGE_COPY: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM})
 _NO_UNNAMED_FILE: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
-_NO_FLAGS: Final = frozenset({errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP})
-_COPIED_FLAGS: Final = 0x88
-"""FS_SYNC_FL and FS_NOATIME_FL."""
 _MUST_BE_KEPT: Final = (b"security.", ACL_PREFIX)
 
 
@@ -153,7 +149,7 @@ class CopyUps:
             opened.callback(os.close, source)
             target = prepared.open_for_flags(directory=True)
             opened.callback(os.close, target)
-            _copy_flags(source, target)
+            copy_flags(source, target)
 
     def _special(self, node: Node) -> LayerObject:
         lower = node.lower
@@ -363,13 +359,13 @@ class CopyUp:
         """
         # Data first: writing clears capabilities, chown clears them and suid, and times come last.
         if self._with_data:
-            _copy_data(self._source, self._target, self._status.st_size, self)
+            copy_data(self._source, self._target, self._status.st_size, self._refuse_cancelled)
         status = self._status
         copy = self._copy
         self._owner.ownership.set_owner(copy, status.st_uid, status.st_gid)
         copy.set_mode(stat.S_IMODE(status.st_mode))
         self._copy_attributes(self._original, copy)
-        _copy_flags(self._source, self._target)
+        copy_flags(self._source, self._target)
         if self._with_data or not status.st_size:
             os.utime(self._target, ns=(status.st_atime_ns, status.st_mtime_ns))
         # Else it keeps the time of now, when it lost its data: truncating what is empty may move no time.
@@ -420,74 +416,6 @@ class CopyUp:
             with contextlib.suppress(OSError):
                 self._owner.work.root.remove_file(self._temporary)
             self._temporary = None
-
-
-def _copy_flags(source: int, target: int) -> None:
-    """Copy what of lsattr(1)'s flags acts in the VFS (fs/overlayfs/copy_up.c: ovl_copy_fileattr)."""
-    try:
-        copied = syscalls.file_flags(source) & _COPIED_FLAGS
-        if copied:
-            syscalls.set_file_flags(target, syscalls.file_flags(target) & ~_COPIED_FLAGS | copied)
-    except OSError as failure:
-        if failure.errno not in _NO_FLAGS:
-            raise
-
-
-def _copy_data(source: int, target: int, size: int, job: CopyUp) -> None:
-    """Share the blocks if the file system can; else copy the extents and keep the holes."""
-    try:
-        syscalls.clone_file(source, target)
-        return
-    except OSError as failure:
-        if failure.errno not in _NO_REFLINK:
-            raise
-    copy = _copy_range
-    position = 0
-    for start, end in _extents(source, size):
-        position = start
-        while position < end:
-            job._refuse_cancelled()
-            try:
-                copied = copy(source, target, position, min(end - position, _PIECE))
-            except OSError as failure:
-                if copy is _copy_by_buffer or failure.errno not in _NO_RANGE_COPY:
-                    raise
-                copy = _copy_by_buffer
-                continue
-            if copied == 0:
-                break
-            position += copied
-    if position < size:
-        os.ftruncate(target, size)  # it ends with a hole
-
-
-def _copy_range(source: int, target: int, position: int, length: int) -> int:
-    return os.copy_file_range(source, target, length, position, position)
-
-
-def _copy_by_buffer(source: int, target: int, position: int, length: int) -> int:
-    data = os.pread(source, min(length, 1024 * 1024), position)
-    written = 0
-    while written < len(data):
-        written += os.pwrite(target, data[written:], position + written)
-    return len(data)
-
-
-def _extents(source: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the (start, end) of the parts of a file that hold data: lseek(2), SEEK_DATA."""
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(source, position, os.SEEK_DATA)
-            end = os.lseek(source, start, os.SEEK_HOLE)
-        except OSError as failure:
-            if failure.errno == errno.ENXIO:
-                return
-            if failure.errno != errno.EINVAL:
-                raise
-            start, end = position, size
-        yield start, end
-        position = end
 
 
 @contextlib.contextmanager

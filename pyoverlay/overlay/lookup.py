@@ -18,7 +18,8 @@ from pyoverlay.layers.stack import Stack
 from pyoverlay.layers.syscalls import error
 from pyoverlay.overlay import shown
 from pyoverlay.overlay.idmapped import undo_shift
-from pyoverlay.overlay.node import NOT_WATCHED, Directory, InodeNumbers, Node, NodeTable, link_key
+from pyoverlay.overlay.node import NOT_WATCHED, Directory, InodeNumbers, Node, link_key
+from pyoverlay.overlay.node_table import NodeTable
 from pyoverlay.overlay.ownership import Ownership
 from pyoverlay.overlay.shown import Attributes
 

@@ -176,7 +176,7 @@ def test_truncating_to_nothing_copies_no_data(
     def refuse(*arguments: object) -> None:
         raise AssertionError(arguments)
 
-    monkeypatch.setattr(copy_up, "_copy_data", refuse)
+    monkeypatch.setattr(copy_up, "copy_data", refuse)
     for name in ("opened", "truncated"):
         make_file(stack.lower / name, "content", mode=0o640)
     overlay.write(b"opened", b"new", os.O_TRUNC)

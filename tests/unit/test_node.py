@@ -18,9 +18,9 @@ from pyoverlay.overlay.node import (
     Directory,
     InodeNumbers,
     Node,
-    NodeTable,
     names_of,
 )
+from pyoverlay.overlay.node_table import NodeTable
 
 NO_LAYER = cast(Layer, None)
 """The table does no I/O: the objects of these tests lie in no layer."""

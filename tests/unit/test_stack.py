@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pyoverlay.layers.stack import LayerError, Stack, WorkDirectory
+from pyoverlay.layers.stack import LayerError, Stack
+from pyoverlay.layers.work_directory import WorkDirectory
 from pyoverlay.options import MountOptions
 from tests.harness import Stack as LayerDirectories
 from tests.harness import snapshot
@@ -330,7 +331,7 @@ def test_a_discarded_directory_that_has_gone_stops_nothing(
 def test_no_more_is_put_off_than_some(
     stack: LayerDirectories, open_stack: OpenStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyoverlay.layers.stack._MOST_DISCARDED", 3)
+    monkeypatch.setattr("pyoverlay.layers.work_directory._MOST_DISCARDED", 3)
     opened = open_stack(mount_options(stack))
     opened.prepare_work_directory()
     assert opened.work is not None

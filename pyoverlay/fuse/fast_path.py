@@ -43,6 +43,8 @@ _SHORT: Final = 1024
 _NO_CHANGE: Final = Change()
 _MOST_GIVEN: Final = 64 * 1024
 """Bytes of a file that is so small that whoever opens it reads all of it."""
+_MOST_COPIED: Final = 128 * 1024
+"""Bytes that are copied in about the time that it takes to have another thread do it."""
 # As plain numbers: they are compared once a request.
 _FORGET: Final = int(Opcode.FORGET)
 _BATCH_FORGET: Final = int(Opcode.BATCH_FORGET)
@@ -89,6 +91,8 @@ class FastPath:
         self._entry = self._answers.entry
         self._reads = QuickReads()
         self._read_buffer = memoryview(bytearray(max_transfer(filesystem.stack.options)))
+        self._copying_thread = 0
+        """Who copied from a file by its range last: such a program doesn't read what it opens."""
         self._handlers: dict[int, Handler] = {
             int(Opcode.LOOKUP): self._lookup,
             int(Opcode.GETATTR): self._get_attributes,
@@ -115,6 +119,8 @@ class FastPath:
             int(Opcode.READDIRPLUS): self._read_directory,
             int(Opcode.STATFS): self._file_system,
             int(Opcode.IOCTL): self._control,
+            int(Opcode.COPY_FILE_RANGE): self._copy_range,
+            int(Opcode.COPY_FILE_RANGE_64): self._copy_long_range,
         }
 
     def answer(self, opcode: int, unique: int, nodeid: int, message: memoryview) -> list[Buffer] | None:
@@ -258,11 +264,12 @@ class FastPath:
 
     def _open(self, nodeid: int, message: memoryview) -> Buffer:
         flags, _ = messages.FLAGS.unpack_from(message, messages.BODY)
+        thread = messages.CALLER.unpack_from(message)[2]
         node = self._filesystem.node(nodeid)
-        is_first = not node.unseen & OPENED
-        handle = self._filesystem.open(nodeid, flags, messages.CALLER.unpack_from(message)[2])
+        reads_first = not node.unseen & OPENED and thread != self._copying_thread
+        handle = self._filesystem.open(nodeid, flags, thread)
         how, backing = self._transport.opened(handle)
-        if is_first and how == FOPEN_KEEP_CACHE and node.upper is None and not flags & os.O_DIRECT:
+        if reads_first and how == FOPEN_KEEP_CACHE and node.upper is None and not flags & os.O_DIRECT:
             self._give_data(node, handle)
         return messages.opened_answer(handle, how, backing)
 
@@ -307,6 +314,35 @@ class FastPath:
             self._transport.write_later(messages.unique_of(message), write)
             raise _AnsweredLater
         return messages.size_answer(self._filesystem.write(handle, offset, data))
+
+    def _copy_range(self, _nodeid: int, message: memoryview) -> Buffer:
+        return messages.size_answer(self._copy(message))
+
+    def _copy_long_range(self, _nodeid: int, message: memoryview) -> Buffer:
+        return messages.position_answer(self._copy(message))
+
+    def _copy(self, message: memoryview) -> int:
+        """Copy a small file, or the end of one, that is in the page cache, or will be in no time.
+
+        For the rest a thread waits, which costs more than such a copy.
+        """
+        self._copying_thread = messages.CALLER.unpack_from(message)[2]
+        source, position, _, target, target_position, length = messages.COPY_RANGE.unpack_from(
+            message, messages.BODY
+        )
+        filesystem = self._filesystem
+        if length > _MOST_COPIED or filesystem.file(target).synchronous:
+            raise _Waits  # the kernel asks for no more than there is
+        descriptor = filesystem.descriptor_for_reading(source)
+        if self._reads.read(descriptor, self._read_buffer[:length], position) is None:
+            raise _Waits
+        positions = position, target_position
+        work = filesystem.copy_of_range(source, target, positions, length, caller_of(message, 0))
+        try:
+            work.run()
+        finally:
+            work.settle()
+        return work.copied
 
     def _flush(self, _nodeid: int, _message: memoryview) -> Buffer:
         """Have no more FLUSH: nothing is held back until a close."""

@@ -455,6 +455,55 @@ def test_data_that_may_change_is_not_given(kernel: Kernel, stack: Stack) -> None
     assert kernel.way.stored == []
 
 
+def _copy_body(source: int, target: int, length: int) -> bytes:
+    return struct.pack("=QqQQqQQ", source, 0, 0, target, 0, length, 0)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "size"), [(Opcode.COPY_FILE_RANGE, "=I4x"), (Opcode.COPY_FILE_RANGE_64, "=Q")]
+)
+def test_a_small_file_is_copied_at_once(
+    lower: Path, stack: Stack, kernel: Kernel, opcode: Opcode, size: str
+) -> None:
+    """And whoever copies so is given no data of the next file: it isn't read."""
+    (lower / "small").write_bytes(b"x" * 5000)
+    (lower / "next").write_bytes(b"x" * 5000)
+    (stack.upper / "copy").touch()
+    source = kernel.open(kernel.lookup(b"small"))
+    target = kernel.open(kernel.lookup(b"copy"), os.O_WRONLY)
+    assert len(kernel.way.stored) == 1
+
+    answer = kernel.ask(opcode, 0, _copy_body(source, target, 5000))
+    assert struct.unpack(size, answer) == (5000,)
+    assert (stack.upper / "copy").read_bytes() == b"x" * 5000
+    attributes = kernel.ask(Opcode.GETATTR, kernel.lookup(b"copy"), bytes(16))
+    assert Attributes(attributes[16:]).size == 5000
+
+    kernel.open(kernel.lookup(b"next"))
+    assert len(kernel.way.stored) == 1
+
+
+@pytest.mark.parametrize("reason", ["much data", "data on the disk", "a synchronous target"])
+def test_a_copy_that_must_be_waited_for_is_left_to_others(
+    lower: Path, stack: Stack, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    size = 1 << 20 if reason == "much data" else 5000
+    (lower / "file").write_bytes(b"x" * size)
+    (stack.upper / "copy").touch()
+    source = kernel.open(kernel.lookup(b"file"))
+    flags = os.O_SYNC if reason == "a synchronous target" else 0
+    target = kernel.open(kernel.lookup(b"copy"), os.O_WRONLY | flags)
+    if reason == "data on the disk":
+        monkeypatch.setattr(reading, "SECONDS_OF_PATIENCE", 0)
+
+        def nothing_is_there(*_: object) -> int:
+            raise BlockingIOError(errno.EAGAIN, "not in the page cache")
+
+        monkeypatch.setattr(os, "preadv", nothing_is_there)
+    assert kernel.send(Opcode.COPY_FILE_RANGE, 0, _copy_body(source, target, size)) is None
+    assert (stack.upper / "copy").read_bytes() == b""
+
+
 def test_a_file_that_cannot_be_read_can_be_opened(
     lower: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,8 @@ _ELF: Final = b"\x7fELF"
 _ELF_TYPE: Final = slice(16, 18)
 _PROGRAM_TYPES: Final = frozenset({b"\x02\0", b"\0\x02", b"\x03\0", b"\0\x03"})
 """ET_EXEC and ET_DYN, in either byte order: elf(5)."""
+_ARCHIVE: Final = b"!<arch>\n"
+"""How a static library begins: ar(5)."""
 
 
 @dataclass(slots=True)
@@ -258,7 +260,7 @@ def _size(file: OpenFile) -> int:
 
 
 def _is_program_text(file: OpenFile) -> bool:
-    """Tell whether a lower's file is executed, or a program or shared library in ELF: looked at once a node.
+    """Tell whether a lower's file is executed, or begins as a program or library: looked at once a node.
 
     A look costs no more than the first read of whoever opens it.
     """
@@ -268,8 +270,13 @@ def _is_program_text(file: OpenFile) -> bool:
             start = os.pread(file.descriptor, _ELF_TYPE.stop, 0)
         except OSError:
             return False
-        node.program_text = start.startswith(_ELF) and start[_ELF_TYPE] in _PROGRAM_TYPES
+        node.program_text = _begins_program_text(start)
     return node.program_text or file.executed
+
+
+def _begins_program_text(start: bytes) -> bool:
+    """Tell a program or shared library in ELF, or a static library, by its first bytes."""
+    return (start.startswith(_ELF) and start[_ELF_TYPE] in _PROGRAM_TYPES) or start.startswith(_ARCHIVE)
 
 
 def _nobody_writes(node: Node) -> bool:

@@ -95,7 +95,7 @@ class Node:
     verified = _Rare(usual=False)
     """Whether its data is known to be there: no file of metadata only (``metacopy``)."""
     program_text = _Rare[bool | None](None)
-    """Whether its data in a lower is a program or a shared library; None when it isn't known."""
+    """Whether its data in a lower is a program or a library; None when it isn't known."""
     privilege_killers = _Rare[tuple[Caller, ...]](())
     """At whose changes of data, under way, suid, sgid and capabilities must go."""
 

@@ -79,6 +79,16 @@ def test_a_library_is_read_and_mapped_without_us(mount: Mount) -> None:
 
 
 @pyoverlay_only
+def test_a_static_library_is_read_without_us(stack: Stack, mount_overlay: MountFactory) -> None:
+    """Every compiler reads some, in each container of an image."""
+    content = b"!<arch>\n" + bytes(1 << 20)
+    (stack.lower / "libraries.a").write_bytes(content)
+    mount = mount_overlay()
+    assert (mount.path / "libraries.a").read_bytes() == content
+    assert reads(mount) == 0
+
+
+@pyoverlay_only
 @pytest.mark.parametrize(("option", "asked"), [("auto", True), ("all", False), ("off", True)])
 def test_other_files_are_read_without_us_if_all_are(
     stack: Stack, mount_overlay: MountFactory, option: str, asked: bool

@@ -25,6 +25,7 @@ from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE
 from pyoverlay.fuse.reading import QuickReads
 from pyoverlay.fuse.wire import Buffer, Opcode
 from pyoverlay.layers.syscalls import FLAG_COMMANDS, error
+from pyoverlay.overlay.files import MOST_GIVEN
 from pyoverlay.overlay.filesystem import (
     Change,
     CopyUpNeeded,
@@ -41,8 +42,6 @@ Handler = Callable[[int, memoryview], Buffer]
 
 _SHORT: Final = 1024
 _NO_CHANGE: Final = Change()
-_MOST_GIVEN: Final = 64 * 1024
-"""Bytes of a file that is so small that whoever opens it reads all of it."""
 _MOST_COPIED: Final = 128 * 1024
 """Bytes that are copied in about the time that it takes to have another thread do it."""
 # As plain numbers: they are compared once a request.
@@ -281,7 +280,7 @@ class FastPath:
         """
         with contextlib.suppress(OSError):
             size = self._filesystem.attributes(node).size
-            if 0 < size <= _MOST_GIVEN:
+            if 0 < size <= MOST_GIVEN:
                 descriptor = self._filesystem.descriptor_for_reading(handle)
                 data = self._reads.read(descriptor, self._read_buffer[:size], 0)
                 if data is not None and len(data) == size:

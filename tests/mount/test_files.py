@@ -396,3 +396,28 @@ def test_many_open_files(stack: Stack, mount_overlay: MountFactory) -> None:
         assert os.pread(descriptor, 10, 0) == b"%d" % number
     for descriptor in opened:
         os.close(descriptor)
+
+
+# --- read later than opened ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "unlink", "rename", "change", "change-unlink"])
+def test_opened_again_and_read_when_all_has_changed(file: Path, meanwhile: str) -> None:
+    """A descriptor stays the file's, though nobody has read from it before its names or data changed."""
+    file.read_bytes()
+    descriptor = os.open(file, os.O_RDONLY)
+    expected = CONTENT
+    try:
+        if meanwhile.startswith("change"):
+            expected = CONTENT.swapcase()
+            file.write_bytes(expected)
+        if meanwhile == "rename":
+            file.rename(file.with_name("renamed"))
+        if "unlink" in meanwhile:
+            file.unlink()
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(descriptor, 100, 0) == expected
+        assert os.lseek(descriptor, 0, os.SEEK_HOLE) == len(expected)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -22,8 +22,8 @@ from pyoverlay.fuse.wire import Opcode
 
 log = logging.getLogger(__name__)
 
-_SECONDS_OF_A_THREAD_TURN: Final = 0.0005
-"""A request waits for the importing thread for this long, not for Python's 5 ms."""
+_SECONDS_OF_A_THREAD_TURN: Final = 0.00005
+"""A request waits for the importing thread for this long at each system call, not for Python's 5 ms."""
 _PATIENCE_MS: Final = 1
 """Without a request for so long, nobody asks for anything."""
 _MOST_AT_ONCE: Final = 64

@@ -74,6 +74,7 @@ class Runner:
     def __init__(self, directory: Path, scale: Scale, results: Results) -> None:
         """Work in ``directory``, which must be on a disk; what is measured goes into ``results``."""
         self._directory = directory
+        kernel.spread_directories(directory)
         self._scale = scale
         self._results = results
         self._layers = LayerStore(directory / "layers")

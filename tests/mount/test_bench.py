@@ -409,3 +409,11 @@ def test_a_trial_that_cannot_be_cleared_away_is_recorded_and_the_run_goes_on(
 
     assert (first.outcome, second.outcome) == (FAILED, OK)
     assert "stays mounted" in first.message
+
+
+@pytest.mark.parametrize(("kind", "spread"), [("ext4", True), ("tmpfs", False)])
+def test_trials_are_spread_over_the_disk_where_that_can_be(kind: str, spread: bool) -> None:
+    with file_system(kind) as disk:
+        kernel.spread_directories(disk)
+        listed = subprocess.run(["lsattr", "-d", disk], capture_output=True, text=True, check=True).stdout
+        assert ("T" in listed.split()[0]) == spread

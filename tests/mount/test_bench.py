@@ -19,6 +19,7 @@ from bench.runner import Runner
 from bench.systems import OverlayProgram, System, choose, known_systems
 from bench.trial import Trial
 from bench.workloads.workload import Caches, Scale, Unit, Workload
+from tests.harness.disk import file_system
 
 TINY = "create,stat-cold"
 VARIANTS = {"pyoverlay-slow-path"}

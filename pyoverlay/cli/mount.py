@@ -101,7 +101,7 @@ def mount(
 ) -> None:
     """Hand a mount to the session (see `pyoverlay.fuse.session.mount`), and end the process with status 0.
 
-    To take the interpreter apart would be a quarter of the time that a mount takes, and in the foreground
+    To take the interpreter apart would be a sixth of the time that a mount takes, and in the foreground
     most of the work at the end: engines kill what is still there soon after its mount has gone.
     """
     # Needs trio and libfuse, for which a wrong option or --help must not wait.

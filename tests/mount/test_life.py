@@ -125,7 +125,7 @@ def test_what_needs_no_waiting_loads_no_pyfuse3(adopted: None, stack: Stack) -> 
 
 
 def test_the_command_ends_when_the_mount_is_live(adopted: None, stack: Stack) -> None:
-    """It doesn't take the interpreter apart, which would be a quarter of the time that a mount takes."""
+    """It doesn't take the interpreter apart, which would be a sixth of the time that a mount takes."""
     words = ["-o", ",".join(Mount(Kind.PYOVERLAY, stack).option_list()), str(stack.merged)]
     script = "import atexit, pyoverlay.cli; atexit.register(print, 'apart'); pyoverlay.cli.main()"
     before = children()

@@ -23,6 +23,7 @@ from pyoverlay.fuse.device import MAX_PAIR_TRANSFER, max_transfer
 from pyoverlay.fuse.fast_path import FastPath
 from pyoverlay.fuse.passthrough import FOPEN_KEEP_CACHE, Passthrough
 from pyoverlay.fuse.reading import WaitingTransfers
+from pyoverlay.fuse.splicing import Splicing
 from pyoverlay.fuse.wire import Opcode
 from pyoverlay.overlay.filesystem import Caller, Node, OverlayFilesystem
 from pyoverlay.privileges import is_administrator
@@ -111,6 +112,8 @@ class Exchange:
         self._max_transfer = max_transfer(filesystem.stack.options)
         self._view = memoryview(bytearray(self._max_transfer + _ROOM_FOR_HEADERS))
         self._buffers = [self._view]
+        self._splicing = Splicing(device)
+        self.splice: Final = self._splicing.answer
         self._waiting = WaitingTransfers(self.write)
         self.read_later: Final = self._waiting.read
         self.write_later: Final = self._waiting.write
@@ -319,6 +322,7 @@ class Exchange:
     def close(self) -> None:
         """Close the device: whoever still waits for an answer gets ENOTCONN."""
         self._waiting.close()
+        self._splicing.close()
         self._closed = True
         os.close(self.device)
 

@@ -64,6 +64,9 @@ class Transport(Protocol):
     def store_data(self, nodeid: int, data: Buffer) -> None:
         """Put the data of a file, which nobody has open, in the kernel's page cache."""
 
+    def splice(self, unique: int, descriptor: int, size: int, offset: int) -> bool:
+        """Answer the request ``unique`` with data from the page cache, if that can be done without a copy."""
+
     def read_later(self, unique: int, descriptor: int, size: int, offset: int) -> None:
         """Have data read that must be waited for, and the request ``unique`` answered."""
 
@@ -75,8 +78,8 @@ class _Waits(Exception):  # noqa: N818 - it says whose the request is, nothing f
     """The request is pyfuse3's."""
 
 
-class _AnsweredLater(Exception):  # noqa: N818 - nothing failed
-    """Somebody else will answer the request."""
+class _AnsweredOtherwise(Exception):  # noqa: N818 - nothing failed
+    """The request was answered already, or somebody else will answer it."""
 
 
 class FastPath:
@@ -143,7 +146,7 @@ class FastPath:
             return None
         except (_Waits, CopyUpNeeded):
             return None
-        except _AnsweredLater:
+        except _AnsweredOtherwise:
             return []
         except OSError as failure:
             return [wire.error_reply(unique, failure.errno or errno.EIO)]
@@ -297,10 +300,13 @@ class FastPath:
         """Read what is in the page cache, or will be in no time.  For the rest others wait."""
         handle, offset, size = messages.READ.unpack_from(message, messages.BODY)
         descriptor = self._filesystem.descriptor_for_reading(handle)
+        unique = messages.unique_of(message)
+        if self._transport.splice(unique, descriptor, size, offset):
+            raise _AnsweredOtherwise
         data = self._reads.read(descriptor, self._read_buffer[:size], offset)
         if data is None:
-            self._transport.read_later(messages.unique_of(message), descriptor, size, offset)
-            raise _AnsweredLater
+            self._transport.read_later(unique, descriptor, size, offset)
+            raise _AnsweredOtherwise
         return data
 
     def _write(self, _nodeid: int, message: memoryview) -> Buffer:
@@ -311,7 +317,7 @@ class FastPath:
             # It may be more than fits the pair to pyfuse3.
             write = functools.partial(self._filesystem.write_through, handle, offset, bytes(data))
             self._transport.write_later(messages.unique_of(message), write)
-            raise _AnsweredLater
+            raise _AnsweredOtherwise
         return messages.size_answer(self._filesystem.write(handle, offset, data))
 
     def _copy_range(self, _nodeid: int, message: memoryview) -> Buffer:

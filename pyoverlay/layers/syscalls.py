@@ -52,6 +52,7 @@ NOW: Final = 1 << 100
 _SYS_OPEN_TREE: Final = 428
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
+_SYS_CACHESTAT: Final = 451
 _SYS_FCHMODAT2: Final = 452
 
 _MAX_HANDLE_SIZE: Final = 128
@@ -222,6 +223,17 @@ def set_times(
 def set_mode(directory: int, name: bytes, mode: int) -> None:
     """Set the permission bits of a child, no symlink's: fchmodat2(2), Linux 6.6; OSError ENOSYS before."""
     _check(_libc.syscall(_SYS_FCHMODAT2, directory, name, mode, AT_SYMLINK_NOFOLLOW))
+
+
+def cached_pages(descriptor: int, offset: int, size: int) -> int:
+    """Return how many pages of a part of a file are in the page cache: cachestat(2), Linux 6.5.
+
+    Raises OSError: ENOSYS before, EPERM for another's file that the caller may not write to.
+    """
+    extent = (ctypes.c_uint64 * 2)(offset, size)
+    counts = (ctypes.c_uint64 * 5)()
+    _check(_libc.syscall(_SYS_CACHESTAT, descriptor, extent, counts, 0))
+    return counts[0]
 
 
 def file_handle(directory: int, name: bytes) -> tuple[int, bytes]:

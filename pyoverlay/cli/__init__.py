@@ -31,6 +31,8 @@ COMMANDS: Final = {
 }
 """Name of each command -> (its module, its summary)."""
 
+_STANDARD_ERROR: Final = 2
+
 HELPER: Final = "pyoverlay.cli.helper"
 """The module that reads the words of mount(8) and of container engines."""
 
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 after one line on stderr; ``run`` passes on its command's.
     """
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _stand_in_for_closed_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     module = COMMANDS[words[0]][0] if is_command(program_name(), words) else HELPER
     try:
@@ -62,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return 130
+
+
+def _stand_in_for_closed_streams() -> None:
+    """Let /dev/null be what was closed (``>&-``): else the next file, a mount's device, takes its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for good
 
 
 def program_name() -> str:

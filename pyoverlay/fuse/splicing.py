@@ -2,7 +2,8 @@
 
 splice(2) moves references to its pages through a pipe; the kernel copies once, into the pages of whoever
 reads.  It can't be told not to wait for the disk, as preadv2(2) can: so only data is spliced of which all
-pages are there.  It knows descriptors and requests, and nothing of the overlay.
+pages are there, and the last has come from the disk.  It knows descriptors and requests, and nothing of the
+overlay.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _PIPE: Final = 2 * _MOST
 """Bytes that the pipe has room for: each page of the data, which may begin within one, and the header."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _NEVER: Final = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP})
-"""Without cachestat(2), without the right to ask for that or for so large a pipe, or without splice(2)."""
+"""Without the right to so large a pipe, or without splice(2)."""
 _CALLER_IS_GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 
 
@@ -68,7 +69,8 @@ class Splicing:
             if syscalls.cached_pages(descriptor, offset, size) < pages:
                 return False
         except OSError as failure:
-            self._take_back(failure)
+            # Another's file may be refused (EPERM), and a file system: the next file may not be.
+            self._works = failure.errno != errno.ENOSYS
             return False
         try:
             return os.preadv(descriptor, [bytearray(1)], offset + size - 1, os.RWF_NOWAIT) == 1

@@ -137,6 +137,22 @@ def test_the_command_ends_when_the_mount_is_live(adopted: None, stack: Stack) ->
     assert exit_status(pid) == 0
 
 
+@pytest.mark.parametrize("closed", [{0}, {1}, {2}, {0, 1, 2}], ids=str)
+def test_closed_standard_streams_keep_nobody_from_mounting(
+    adopted: None, stack: Stack, closed: set[int]
+) -> None:
+    """Their numbers are no place for the mount's device: a daemon puts /dev/null there."""
+    words = ["-o", ",".join(Mount(Kind.PYOVERLAY, stack).option_list()), str(stack.merged)]
+    redirections = " ".join(f"{descriptor}>&-" for descriptor in sorted(closed))
+    command = shlex.join([sys.executable, "-P", "-m", "pyoverlay", *words])
+    before = children()
+    subprocess.run(["sh", "-c", f"{command} {redirections}"], env=environment(), check=True)
+    [pid] = children() - before
+    (stack.merged / "file").write_text("written")
+    subprocess.run(["umount", stack.merged], check=True)
+    assert exit_status(pid) == 0
+
+
 def test_pipes_of_the_caller_end(stack: Stack) -> None:
     """stdout, stderr and whatever else was inherited end with the command, though the daemon lives on."""
     reading, writing = os.pipe()

@@ -157,9 +157,15 @@ def test_an_answer_that_is_refused_leaves_nothing_behind(
     assert device.received() == answer_with(CONTENT[SIZE : 2 * SIZE])
 
 
-@pytest.mark.parametrize("function", ["pyoverlay.layers.syscalls.cached_pages", "os.splice"])
 @pytest.mark.parametrize(
-    ("number", "again"), [(errno.ENOSYS, False), (errno.EPERM, False), (errno.EIO, True)]
+    ("function", "number", "again"),
+    [
+        ("pyoverlay.layers.syscalls.cached_pages", errno.ENOSYS, False),
+        ("pyoverlay.layers.syscalls.cached_pages", errno.EPERM, True),
+        ("fcntl.fcntl", errno.EPERM, False),
+        ("os.splice", errno.EINVAL, False),
+        ("os.splice", errno.EIO, True),
+    ],
 )
 def test_what_this_kernel_lacks_is_not_tried_again(
     device: Device, file: int, monkeypatch: pytest.MonkeyPatch, function: str, number: int, again: bool

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from pyoverlay.layers import syscalls
 
 _CLONE_NEWNS: Final = 0x00020000
 _MS_RDONLY: Final = 1
@@ -21,8 +21,6 @@ _MS_SLAVE: Final = 1 << 19
 _MS_BIND: Final = 4096
 _MNT_DETACH: Final = 2
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_FS_IOC_GETFLAGS: Final = 0x80086601
-_FS_IOC_SETFLAGS: Final = 0x40086602
 _FS_TOPDIR_FL: Final = 0x00020000
 
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
@@ -64,8 +62,7 @@ def spread_directories(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):
-            flags = int.from_bytes(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(4)), sys.byteorder)
-            fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, (flags | _FS_TOPDIR_FL).to_bytes(4, sys.byteorder))
+            syscalls.set_file_flags(descriptor, syscalls.file_flags(descriptor) | _FS_TOPDIR_FL)
     finally:
         os.close(descriptor)
 

@@ -31,8 +31,6 @@ COMMANDS: Final = {
 }
 """Name of each command -> (its module, its summary)."""
 
-_STANDARD_ERROR: Final = 2
-
 HELPER: Final = "pyoverlay.cli.helper"
 """The module that reads the words of mount(8) and of container engines."""
 
@@ -70,13 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _stand_in_for_closed_streams() -> None:
     """Let /dev/null be what was closed (``>&-``): else the next file, a mount's device, takes its number."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    for name in ("stdin", "stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for good
+            # It gets the lowest free number, which is that of the stream: those before it are open by now.
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - for good
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def program_name() -> str:

@@ -36,7 +36,7 @@ options for -o, separated by commas:
   fast_path=on|off        answer simple requests at once
   passthrough=auto|all|off
                           let the kernel read and write open files of the upper by itself, and read programs
-                          (all: all files) of the lowers
+                          and libraries (all: all files) of the lowers
   uidmapping=DISK:SHOWN:COUNT[:DISK:SHOWN:COUNT...]
                           show the users DISK, DISK+1, ... as SHOWN, SHOWN+1, ..., and store them shifted
                           back; others show as the overflow id

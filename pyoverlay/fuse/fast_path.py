@@ -332,16 +332,13 @@ class FastPath:
         For the rest a thread waits, which costs more than such a copy.
         """
         self._copying_thread = messages.CALLER.unpack_from(message)[2]
-        source, position, _, target, target_position, length = messages.COPY_RANGE.unpack_from(
-            message, messages.BODY
-        )
+        source, target, positions, length = messages.ranges_to_copy(message)
         filesystem = self._filesystem
         if length > _MOST_COPIED or filesystem.file(target).synchronous:
             raise _Waits  # the kernel asks for no more than there is
         descriptor = filesystem.descriptor_for_reading(source)
-        if self._reads.read(descriptor, self._read_buffer[:length], position) is None:
+        if self._reads.read(descriptor, self._read_buffer[:length], positions[0]) is None:
             raise _Waits
-        positions = position, target_position
         work = filesystem.copy_of_range(source, target, positions, length, caller_of(message, 0))
         try:
             work.run()

@@ -35,7 +35,7 @@ SETATTR: Final = struct.Struct("=I4xQQ8xQQ8xII4xI4xII4x")
 """valid, fh, size, atime, mtime, atimensec, mtimensec, mode, uid, gid."""
 ALLOCATE: Final = struct.Struct("=QqqI4x")  # fh, offset, length, mode
 SEEK: Final = struct.Struct("=QqI4x")  # fh, offset, whence
-COPY_RANGE: Final = struct.Struct("=QqQQqQ8x")
+_COPY_RANGE: Final = struct.Struct("=QqQQqQ8x")
 """fh_in, off_in, nodeid_out, fh_out, off_out, len."""
 CONTROL: Final = struct.Struct("=12xI8xII")  # cmd, in_size, out_size
 
@@ -83,6 +83,12 @@ def two_names_at(message: memoryview, offset: int) -> tuple[bytes, bytes]:
     """Return the two names that end a message."""
     first, _, second = bytes(message[offset:-1]).partition(b"\0")
     return first, second
+
+
+def ranges_to_copy(message: memoryview) -> tuple[int, int, tuple[int, int], int]:
+    """Return what a COPY_FILE_RANGE asks for: source and target (handles), their positions, the length."""
+    source, position, _, target, target_position, length = _COPY_RANGE.unpack_from(message, BODY)
+    return source, target, (position, target_position), length
 
 
 class Validity:

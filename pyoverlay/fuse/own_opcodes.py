@@ -188,16 +188,9 @@ class OwnOpcodes:
         return self._copy(message, 1 << 62, messages.position_answer)
 
     def _copy(self, message: memoryview, most: int, tell: Callable[[int], Buffer]) -> _Later:
-        source, source_position, _, target, target_position, length = messages.COPY_RANGE.unpack_from(
-            message, messages.BODY
-        )
-        work = self._filesystem.copy_of_range(
-            source,
-            target,
-            (source_position, target_position),
-            min(length, most),
-            caller_of(message, 0),
-        )
+        source, target, positions, length = messages.ranges_to_copy(message)
+        caller = caller_of(message, 0)
+        work = self._filesystem.copy_of_range(source, target, positions, min(length, most), caller)
         return _Later(work, lambda: tell(work.copied))
 
     # Attributes

@@ -15,12 +15,13 @@ import os
 from typing import Final
 
 from pyoverlay.fuse import wire
+from pyoverlay.fuse.device import READAHEAD
 from pyoverlay.layers import syscalls
 
 _LEAST: Final = 64 * 1024
 """Bytes below which it costs less to copy them than to make the four system calls more."""
-_MOST: Final = 256 * 1024
-"""Bytes in one answer: as much as the kernel reads ahead (`device.READAHEAD`)."""
+_MOST: Final = READAHEAD
+"""Bytes in one answer."""
 _PIPE: Final = 2 * _MOST
 """Bytes that the pipe has room for: each page of the data, which may begin within one, and the header."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")

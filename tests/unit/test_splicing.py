@@ -58,10 +58,6 @@ class Device:
             pass
         return b"".join(pieces)
 
-    def hang_up(self) -> None:
-        """Take nothing any more."""
-        self._kernel.close()
-
     def close(self) -> None:
         """Give everything back."""
         self.splicing.close()
